@@ -1,0 +1,174 @@
+"""What lies in a model folder: names and shapes of its tensors, and an untied copy of it.
+
+Bytes only: no tensor is built here. A safetensors file is an 8-byte little-endian length, a JSON header
+of that length ({name: {dtype, shape, data_offsets}}), then the data.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import EngineError
+
+LM_HEAD = "lm_head.weight"
+LM_HEAD_FILE = "lm_head.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+COPY_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies: bytes [start, end) of `file`."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def list_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of the folder's safetensors files.
+
+    Raises:
+        EngineError: no such file, a file that is cut short, or a header that cannot be read.
+
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise EngineError(f"{folder} has no *.safetensors file")
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        tensors.update(_read_header(file))
+    return tensors
+
+
+def _read_header(file: Path) -> dict[str, StoredTensor]:
+    try:
+        with file.open("rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            if not 0 < length <= MAX_HEADER_BYTES:
+                raise EngineError(f"{file}: header length {length} is not that of a safetensors file")
+            header: dict[str, Any] = json.loads(f.read(length))
+        header.pop("__metadata__", None)
+        tensors = {name: _entry(file, 8 + length, fields) for name, fields in header.items()}
+        size = file.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{file} is not a readable safetensors file: {error}") from error
+    expected = max((tensor.end for tensor in tensors.values()), default=8 + length)
+    if size < expected:
+        raise EngineError(f"{file} is cut short: {size} bytes of {expected}")
+    return tensors
+
+
+def _entry(file: Path, data_start: int, fields: Mapping[str, Any]) -> StoredTensor:
+    start, end = fields["data_offsets"]
+    return StoredTensor(file, fields["dtype"], tuple(fields["shape"]), data_start + start, data_start + end)
+
+
+def check_same_layout(served: Mapping[str, StoredTensor], offered: Mapping[str, StoredTensor]) -> None:
+    """Refuse weights that would replace only a part of what is served, before anything is touched.
+
+    Raises:
+        EngineError: names the first tensors that are missing, unknown or of another shape.
+
+    """
+    missing = sorted(served.keys() - offered.keys())
+    unknown = sorted(offered.keys() - served.keys())
+    reshaped = sorted(n for n in served.keys() & offered.keys() if served[n].shape != offered[n].shape)
+    problems = [
+        f"{what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
+        if names
+    ]
+    if problems:
+        raise EngineError(
+            f"the new weights do not have the served model's tensors ({'; '.join(problems)}); "
+            "the served weights stay as they are"
+        )
+
+
+def is_tied(folder: Path) -> bool:
+    """True when the output layer uses the embedding's weights, by config or for want of its own."""
+    config = read_config(folder)
+    for part in (config, config.get("text_config") or {}):
+        if "tie_word_embeddings" in part:
+            return bool(part["tie_word_embeddings"])
+    return LM_HEAD not in list_tensors(folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config.json."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{folder} is not a model folder: config.json: {error}") from error
+    return config
+
+
+def write_untied_copy(folder: Path, target: Path) -> None:
+    """Make `target` the same model with an output layer of its own, a copy of the embedding.
+
+    Weight files are linked, not copied; only config, index and the output layer are written.
+    """
+    tensors = list_tensors(folder)
+    target.mkdir(parents=True)
+    for file in folder.iterdir():
+        if file.name not in ("config.json", INDEX_FILE):
+            (target / file.name).symlink_to(file.resolve())
+    _write_config(folder, target)
+    if LM_HEAD not in tensors:
+        _write_lm_head(_embedding(folder, tensors), target / LM_HEAD_FILE)
+        _write_index(folder, target)
+
+
+def _embedding(folder: Path, tensors: Mapping[str, StoredTensor]) -> StoredTensor:
+    found = [name for name in tensors if name.endswith("embed_tokens.weight")]
+    if len(found) != 1:
+        raise EngineError(f"{folder}: expected one embed_tokens.weight to untie, found {found or 'none'}")
+    return tensors[found[0]]
+
+
+def _write_config(folder: Path, target: Path) -> None:
+    config = read_config(folder)
+    config["tie_word_embeddings"] = False
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"]["tie_word_embeddings"] = False
+    (target / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def _write_lm_head(embedding: StoredTensor, file: Path) -> None:
+    size = embedding.end - embedding.start
+    entry = {"dtype": embedding.dtype, "shape": embedding.shape, "data_offsets": [0, size]}
+    header = json.dumps({LM_HEAD: entry}).encode()
+    header += b" " * (-len(header) % 8)  # keeps the data aligned
+    with embedding.file.open("rb") as source, file.open("wb") as out:
+        out.write(len(header).to_bytes(8, "little") + header)
+        source.seek(embedding.start)
+        while size > 0:
+            chunk = source.read(min(size, COPY_BYTES))
+            if not chunk:
+                raise EngineError(f"{embedding.file} is cut short")
+            out.write(chunk)
+            size -= len(chunk)
+
+
+def _write_index(folder: Path, target: Path) -> None:
+    """Without an entry in the index, a reader that goes by it would skip the output layer's file."""
+    source = folder / INDEX_FILE
+    if not source.exists():
+        return
+    index = json.loads(source.read_text())
+    index["weight_map"][LM_HEAD] = LM_HEAD_FILE
+    (target / INDEX_FILE).write_text(json.dumps(index))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a private copy; links are removed, never what they point at."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The contract between the processes: types, codec, stream, store, control state, config, metrics."""

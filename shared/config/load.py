@@ -1,0 +1,142 @@
+"""Reads the configuration: one YAML file, then the environment, then `--set`; the later the stronger."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from shared.config.models import Config
+from shared.errors import ConfigError
+
+ENV_PREFIX = "TRUSTBATCH__"
+
+
+def load_config(
+    path: Path | None = None, overrides: Sequence[str] = (), environ: dict[str, str] | None = None
+) -> Config:
+    """Reads, merges and validates.
+
+    Args:
+        path: YAML file, or None for the defaults alone.
+        overrides: "a.b=value" strings; the value is read as YAML.
+        environ: defaults to os.environ; `TRUSTBATCH__LEARNER__STEPS=10` sets learner.steps.
+
+    Raises:
+        ConfigError: names every offending key, what was given and what is allowed.
+
+    """
+    merged: dict[str, Any] = _read_yaml(path) if path else {}
+    for dotted, value in _from_environment(os.environ if environ is None else environ):
+        _assign(merged, dotted, value)
+    for dotted, value in parse_overrides(overrides):
+        _assign(merged, dotted, value)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path)) from None
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """("a.b=3",) -> [("a.b", 3)]. Raises ConfigError where there is no '=' or the value is not YAML."""
+    pairs = []
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set {item!r}: write it as key.subkey=value, for example learner.steps=200")
+        pairs.append((key.strip(), _yaml_value(f"--set {key}", text)))
+    return pairs
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML, without secrets; `load_config` reads it back."""
+    plain = config.model_dump(mode="json", exclude={"redis": {"password"}})
+    return yaml.safe_dump(plain, sort_keys=False, width=100)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; ready-made ones are in configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top level, found a {type(loaded).__name__}")
+    return loaded
+
+
+def _from_environment(environ: os._Environ[str] | dict[str, str]) -> list[tuple[str, Any]]:
+    return [
+        (name[len(ENV_PREFIX) :].lower().replace("__", "."), _yaml_value(name, text))
+        for name, text in sorted(environ.items())
+        if name.startswith(ENV_PREFIX)
+    ]
+
+
+def _yaml_value(name: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: {text!r} is not a valid YAML value: {error}") from None
+    if isinstance(value, str):  # YAML 1.1 reads 3e-4 as a string
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    for name in parents:
+        child = tree.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{dotted}: {name} is a value here, not a section")
+        tree = child
+    tree[leaf] = value
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    where = f"{path}: " if path else ""
+    lines = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"] if part not in _TAGS)
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown key; known here: {', '.join(_siblings(item['loc']))}"
+        elif key:
+            message = f"{message}, not {item['input']!r}"
+        lines.append(f"{key}: {message}" if key else message)
+    return f"{where}the configuration cannot be used\n  " + "\n  ".join(lines)
+
+
+_TAGS = ("vllm", "transformers", "reasoning_gym", "python")
+
+
+def _siblings(loc: tuple[int | str, ...]) -> list[str]:
+    """The names that are allowed beside an unknown key."""
+    model: Any = Config
+    for part in loc[:-1]:
+        model = _child(model, str(part))
+        if model is None:
+            return ["(see `trustbatch config schema`)"]
+    return sorted(model.model_fields)
+
+
+def _child(model: Any, name: str) -> Any:
+    options = [model] if name in _TAGS else []
+    info: FieldInfo | None = model.model_fields.get(name) if hasattr(model, "model_fields") else None
+    if info is None:
+        return options[0] if options else None
+    annotation = info.annotation
+    return annotation if hasattr(annotation, "model_fields") else None

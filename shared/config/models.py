@@ -1,0 +1,328 @@
+"""The configuration's keys: each bounded, with its unit in its name or its docstring.
+
+Sections are frozen; unknown keys are errors. What no single key can know (combinations that cannot
+work) is refused by `Config`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, model_validator
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+BYTES_PER_TOKEN = 10  # int32 id, float32 log-prob, mask bit, source and version runs, rounded up
+BYTES_PER_TRAJECTORY = 512  # reward names, sampling settings, msgpack framing, rounded up
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class RunConfig(Section):
+    """Who this run is and where it keeps its files."""
+
+    id: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    """Name of the run: part of every Redis key, so two runs can share one Redis."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the prompt order, of sampling and of the learner."""
+    folder: Path = Path("runs/run")
+    """Where policy versions, checkpoints, history, plot and logs go."""
+
+
+class TinyModelConfig(Section):
+    """A small Qwen3 that the project makes itself: tokenizer, weights, a short supervised warm start."""
+
+    vocab_size: int = Field(512, ge=300, le=65_536)
+    hidden_size: int = Field(128, ge=32, le=4096)
+    intermediate_size: int = Field(384, ge=32, le=16_384)
+    num_hidden_layers: int = Field(4, ge=1, le=64)
+    num_attention_heads: int = Field(4, ge=1, le=64)
+    num_key_value_heads: int = Field(2, ge=1, le=64)
+    head_dim: Literal[32, 64, 128] = 32
+    tie_word_embeddings: bool = True
+    warm_start_examples: int = Field(20_000, ge=1)
+    """Training prompts with their solutions, taken from the far end of the prompt order."""
+    warm_start_steps: int = Field(500, ge=1)
+    warm_start_batch: int = Field(128, ge=1)
+    warm_start_learning_rate: float = Field(1e-3, gt=0, le=1)
+
+
+class ModelConfig(Section):
+    """The model that is trained: a Hugging Face folder (config.json, tokenizer, model.safetensors)."""
+
+    path: str = "Qwen/Qwen3-0.6B"
+    """Local folder, or a name on the Hugging Face hub."""
+    tiny: TinyModelConfig | None = None
+    """If given, `trustbatch up` makes this model in `path` once, and again when these settings change."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the rollout engine's weights and of the published files."""
+
+
+class RedisConfig(Section):
+    """Where the stream and the control state live."""
+
+    url: str | None = Field(None, pattern=r"^(redis|rediss|unix)://.+")
+    """Address of a Redis >= 6.2. Empty: `trustbatch up` starts one of its own in the run folder."""
+    username: str | None = None
+    """ACL user, if Redis asks for one."""
+    password: SecretStr | None = None
+    """Password, if Redis asks for one; better given by the environment than by the file."""
+    max_memory: ByteSize = Field(ByteSize(512 * 2**20), ge=16 * 2**20)
+    """`maxmemory` of the Redis that `trustbatch up` starts. Policy noeviction."""
+    appendfsync: Literal["always", "everysec"] = "everysec"
+    """How often the Redis that `trustbatch up` starts makes its append-only file durable."""
+
+
+class SamplingConfig(Section):
+    """How rollout servers draw tokens. All but temperature and max_tokens must stay neutral."""
+
+    temperature: float = Field(1.0, ge=0, le=10)
+    """Divides the logits, in the engine and in the learner alike."""
+    max_tokens: int = Field(16, ge=1, le=131_072)
+    """Longest completion, tokens."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(-1, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=2)
+
+
+class VllmEngineConfig(Section):
+    """vLLM's AsyncLLM inside the rollout server's process."""
+
+    kind: Literal["vllm"] = "vllm"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_model_len: int = Field(2048, ge=16, le=1_048_576)
+    """Longest prompt plus completion, tokens."""
+    max_num_seqs: int = Field(256, ge=1, le=8192)
+    """Completions in one engine batch."""
+    kv_cache_gib: float = Field(0.5, gt=0, le=4096)
+    """KV cache on CPU, GiB."""
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=0.98)
+    """Share of the GPU's memory that vLLM takes."""
+    tensor_parallel_size: int = Field(1, ge=1, le=64)
+    enforce_eager: bool = True
+    """No compilation and no graphs: a fast start, and no compiler needed."""
+    startup_deadline_s: Seconds = 600.0
+
+
+class TransformersEngineConfig(Section):
+    """transformers' own generation: slow, exact, for machines without vLLM and for tests."""
+
+    kind: Literal["transformers"] = "transformers"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class RolloutConfig(Section):
+    """The rollout servers."""
+
+    servers: int = Field(1, ge=0, le=64)
+    """How many `trustbatch up` starts on this machine."""
+    engine: VllmEngineConfig | TransformersEngineConfig = Field(VllmEngineConfig(), discriminator="kind")
+    sampling: SamplingConfig = SamplingConfig()
+    group_size: int = Field(8, ge=1, le=1024)
+    """Completions of one prompt."""
+    groups_in_flight: int = Field(16, ge=1, le=4096)
+    """Groups that one server generates at once."""
+    lag: int = Field(0, ge=0, le=1024)
+    """Versions behind the latest that a server serves on purpose."""
+    reward_deadline_s: Seconds = 30.0
+    """Time that the scorer has for one completion; beyond it the group is an infrastructure failure."""
+    reward_workers: int = Field(1, ge=1, le=64)
+    """Threads that score completions outside the event loop."""
+    proof_tolerance_nats: float | None = Field(None, gt=0, le=10)
+    """Largest difference between a loaded version and its probe. Empty: 1e-3 in float32, 0.5 in bfloat16."""
+
+
+class ReasoningGymConfig(Section):
+    """A task of reasoning-gym by its name, scored by its own scorer (1.0 counts, partial credit does not)."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    dataset: str = "chain_sum"
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of `reasoning_gym.create_dataset`."""
+
+
+class PythonEnvironmentConfig(Section):
+    """A user's own environment, from the operator's own configuration only."""
+
+    kind: Literal["python"] = "python"
+    path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """Import path `package.module:Class`."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the class."""
+
+
+EnvironmentConfig = Annotated[ReasoningGymConfig | PythonEnvironmentConfig, Field(discriminator="kind")]
+
+
+class EvaluationConfig(Section):
+    """Held-out evaluation, on a rollout engine, at a stated version."""
+
+    prompts: int = Field(256, ge=1, le=100_000)
+    """Held-out prompts, disjoint by content from every training prompt."""
+    every: int = Field(50, ge=1)
+    """Versions between evaluations; the first and the last version are always evaluated."""
+    temperature: float = Field(0.0, ge=0, le=10)
+    """0 is greedy."""
+    deadline_s: Seconds = 300.0
+    """How long a claimed evaluation may take before another server may claim it."""
+
+
+class P3OConfig(Section):
+    """The P3O update; there is nothing here to tune for staleness."""
+
+    name: Literal["p3o"] = "p3o"
+    kl_estimator: Literal["unbiased", "k3"] = "unbiased"
+    ess_scope: Literal["step"] = "step"
+    """One ESS for the whole optimizer step, independent of micro-batches."""
+
+
+class LearnerConfig(Section):
+    """The learner. A batch of groups is cut into `minibatches` optimizer steps, `passes` times over."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    objective: P3OConfig = P3OConfig()
+    advantage: Literal["group_std", "group_mean", "leave_one_out"] = "group_std"
+    """Reward baseline and scale within a group."""
+    groups_per_batch: int = Field(32, ge=1, le=65_536)
+    minibatches: int = Field(1, ge=1, le=1024)
+    """Optimizer steps that one pass over a batch is cut into."""
+    passes: int = Field(1, ge=1, le=64)
+    """Times that a batch is gone through; a group is applied when its last pass is."""
+    steps: int = Field(1000, ge=1)
+    """Optimizer steps after which the run is over."""
+    target_heldout_accuracy: float | None = Field(None, gt=0, le=1)
+    """Ends the run earlier, when an evaluation reaches it."""
+    learning_rate: float = Field(1e-6, ge=0, le=1)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    micro_batch_tokens: int = Field(16_384, ge=16)
+    """Padded tokens, prompt included, in one forward and backward pass."""
+    publish_every: int = Field(1, ge=1)
+    """Optimizer steps between published versions; a multiple of minibatches x passes."""
+    checkpoint_every: int = Field(50, ge=1)
+    """Optimizer steps between checkpoints; a multiple of minibatches x passes."""
+    keep_checkpoints: int = Field(2, ge=2, le=100)
+    """Durable checkpoints kept; two are needed to fall back by one."""
+    retain_versions: int = Field(4, ge=1, le=100_000)
+    """Published versions kept beyond those that a lag still needs."""
+    max_nonfinite_steps: int = Field(3, ge=1, le=1000)
+    """Skipped non-finite steps in a row that end the run."""
+    idle_deadline_s: Seconds = 600.0
+    """Longest wait for a group before the run ends with the reason."""
+    shuffle_rewards: bool = False
+    """A control experiment: rewards are permuted among all trajectories of a batch; nothing can be learned."""
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps that consume one batch of groups."""
+        return self.minibatches * self.passes
+
+    @property
+    def groups_per_publish(self) -> int:
+        """Groups applied between two published versions."""
+        return self.groups_per_batch * (self.publish_every // self.steps_per_batch)
+
+
+class AdmissionConfig(Section):
+    """What rollout servers may ask for before the learner has caught up."""
+
+    max_staleness: int = Field(4, ge=0, le=4096)
+    """Versions beyond the lag that was asked for. 0 with lag 0 is the synchronous run."""
+    max_bytes: ByteSize = Field(ByteSize(128 * 2**20), ge=2**20)
+    """All that the stream may hold in Redis, acknowledged or not."""
+    lease_s: Seconds = 30.0
+    """Leases and heartbeats that are not renewed for this long return to the pool."""
+
+
+class ControlPlaneConfig(Section):
+    """The HTTP control plane and dashboard."""
+
+    host: str = "127.0.0.1"
+    port: Port = 0
+    """0 takes a free port and prints it."""
+
+
+class MetricsConfig(Section):
+    """Prometheus endpoints of the learner and the rollout servers."""
+
+    host: str = "127.0.0.1"
+    port: Port = 0
+    """0 takes a free port; it is shown by the control plane."""
+
+
+class Config(Section):
+    """The whole configuration of a run."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    redis: RedisConfig = RedisConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    environment: EnvironmentConfig = ReasoningGymConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    learner: LearnerConfig = LearnerConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    control_plane: ControlPlaneConfig = ControlPlaneConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @property
+    def synchronous(self) -> bool:
+        """True for the on-policy run: every group is drawn by the version that it updates."""
+        return self.admission.max_staleness == 0 and self.rollout.lag == 0
+
+    @property
+    def staleness_credit(self) -> int:
+        """Groups that may be asked for and not yet applied: (max_staleness + 1) x groups per publish."""
+        return (self.admission.max_staleness + 1) * self.learner.groups_per_publish
+
+    @property
+    def group_bytes_bound(self) -> int:
+        """The most bytes that one group can take in the stream."""
+        prompt = getattr(self.rollout.engine, "max_model_len", 2048)
+        completions = self.rollout.group_size * (
+            self.rollout.sampling.max_tokens * BYTES_PER_TOKEN + BYTES_PER_TRAJECTORY
+        )
+        return int(4 * prompt + completions + 1024)
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Config:
+        learner, admission = self.learner, self.admission
+        _multiple("learner.groups_per_batch", learner.groups_per_batch, "learner.minibatches", learner.minibatches)
+        per_batch = "learner.minibatches x learner.passes"
+        _multiple("learner.publish_every", learner.publish_every, per_batch, learner.steps_per_batch)
+        _multiple("learner.checkpoint_every", learner.checkpoint_every, per_batch, learner.steps_per_batch)
+        _multiple("learner.steps", learner.steps, per_batch, learner.steps_per_batch)
+        if admission.max_staleness == 0 and learner.publish_every != learner.steps_per_batch:
+            raise ValueError(
+                f"admission.max_staleness is 0, so every batch must be published before the next is drawn: "
+                f"learner.publish_every must be {learner.steps_per_batch}, not {learner.publish_every}"
+            )
+        needed = learner.groups_per_batch * self.group_bytes_bound
+        if admission.max_bytes < needed:
+            raise ValueError(
+                f"admission.max_bytes is {admission.max_bytes:,}, but one batch of {learner.groups_per_batch} groups "
+                f"may take {needed:,} bytes: raise it, or lower learner.groups_per_batch, rollout.group_size "
+                "or rollout.sampling.max_tokens"
+            )
+        if self.redis.url is None and self.redis.max_memory < 2 * admission.max_bytes:
+            raise ValueError(
+                f"redis.max_memory is {self.redis.max_memory:,}; it must be at least twice admission.max_bytes "
+                f"({admission.max_bytes:,}) so that heartbeats and acknowledgements always fit"
+            )
+        return self
+
+
+def _multiple(name: str, value: int, of: str, unit: int) -> None:
+    if value % unit:
+        raise ValueError(f"{name} is {value}; it must be a multiple of {of} ({unit})")

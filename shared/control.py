@@ -1,0 +1,179 @@
+"""Control state in Redis: who lives, what is wanted, where the run stands. Off the data path.
+
+Components write their own heartbeat; the operator (through the control plane) writes what is desired; the
+learner writes phase, latest version and history. Nobody waits for the control plane.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from shared import scripts
+from shared.keys import Keys
+from shared.redis_client import Client, Script, translated
+
+HISTORY_ROWS = 20_000
+EVENT_ROWS = 5_000
+LEARNER = "learner"
+
+Phase = Literal["starting", "running", "paused", "finished", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The newest published version."""
+
+    policy_version: int
+    parent: int  # -1 for the starting model
+    step: int
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Held-out accuracy of one version, as the engine that served it measured."""
+
+    policy_version: int
+    accuracy: float
+    prompts: int
+    mean_length: float  # tokens
+    seconds: float
+    server_id: str
+    at: float  # unix seconds
+
+
+class ControlState:
+    """Typed access to the control keys of one run."""
+
+    def __init__(self, client: Client, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+        self._announce = Script(client, scripts.ANNOUNCE, [keys.epoch, keys.unapplied, keys.latest, keys.parents])
+        self._claim = Script(client, scripts.CLAIM_EVALUATION, [keys.evaluation_jobs])
+
+    # -- heartbeats -----------------------------------------------------------------------------
+    def beat(self, component: str, status: dict[str, Any], ttl_s: float) -> None:
+        """Writes a component's status; it is gone when not renewed within ttl_s. Works at maxmemory."""
+        keys = [self._keys.members, self._keys.heartbeat(component)]
+        Script(self._client, scripts.HEARTBEAT, keys)(component, json.dumps(status), int(ttl_s * 1000))
+
+    def leave(self, component: str) -> None:
+        """Takes a component off the list, in an orderly stop."""
+        with translated(), self._client.pipeline(transaction=False) as pipe:
+            pipe.delete(self._keys.heartbeat(component)).srem(self._keys.members, component)
+            pipe.execute()
+
+    def members(self) -> dict[str, dict[str, Any] | None]:
+        """Status of every component that did not leave in order; None where its heartbeat ran out."""
+        with translated():
+            names = sorted(name.decode() for name in self._client.smembers(self._keys.members))
+            values = self._client.mget([self._keys.heartbeat(name) for name in names]) if names else []
+        return {name: json.loads(value) if value else None for name, value in zip(names, values, strict=True)}
+
+    def status_of(self, component: str) -> dict[str, Any] | None:
+        """The living component's status, else None."""
+        with translated():
+            value = self._client.get(self._keys.heartbeat(component))
+        return json.loads(value) if value else None
+
+    # -- the learner's word ---------------------------------------------------------------------
+    def take_epoch(self) -> int:
+        """A new learner epoch; every learner with an older one is fenced from now on."""
+        with translated():
+            return int(self._client.incr(self._keys.epoch))
+
+    def announce(self, epoch: int, latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
+        """Makes a version the latest and, in the same step, frees the credit of the groups it was made of.
+
+        Raises FencedError; StreamError where the version is not above the latest.
+        """
+        self._announce(epoch, latest.policy_version, latest.parent, latest.step, oldest_kept, *applied)
+
+    def latest(self) -> Latest | None:
+        """The newest published version, or None before the first."""
+        with translated():
+            fields = self._client.hgetall(self._keys.latest)
+        if not fields:
+            return None
+        return Latest(*(int(fields[name]) for name in (b"policy_version", b"parent", b"step")))
+
+    def parents(self) -> dict[int, int]:
+        """policy_version -> parent, of every version that is kept."""
+        with translated():
+            return {int(k): int(v) for k, v in self._client.hgetall(self._keys.parents).items()}
+
+    def set_phase(self, phase: Phase, reason: str = "") -> None:
+        """Where the run stands. finished and failed end admission."""
+        with translated():
+            self._client.hset(self._keys.phase, mapping={"phase": phase, "reason": reason, "at": time.time()})
+
+    def phase(self) -> tuple[Phase, str]:
+        """(phase, reason)."""
+        with translated():
+            phase, reason = self._client.hmget(self._keys.phase, "phase", "reason")
+        known: Phase = (phase or b"starting").decode()
+        return known, (reason or b"").decode()
+
+    def add_history(self, row: dict[str, Any]) -> None:
+        """Appends one step's record to the capped history."""
+        with translated():
+            self._client.xadd(self._keys.history, {"row": json.dumps(row)}, maxlen=HISTORY_ROWS, approximate=True)
+
+    def history(self, last: int = 1000) -> list[dict[str, Any]]:
+        """The newest `last` step records, oldest first."""
+        with translated():
+            entries = self._client.xrevrange(self._keys.history, count=last)
+        return [json.loads(fields[b"row"]) for _, fields in reversed(entries)]
+
+    def add_event(self, kind: str, text: str, by: str) -> None:
+        """Records that something happened."""
+        row = {"kind": kind, "text": text, "by": by, "at": time.time()}
+        with translated():
+            self._client.xadd(self._keys.events, {"row": json.dumps(row)}, maxlen=EVENT_ROWS, approximate=True)
+
+    def events(self, last: int = 50) -> list[dict[str, Any]]:
+        """The newest events, newest first."""
+        with translated():
+            return [json.loads(f[b"row"]) for _, f in self._client.xrevrange(self._keys.events, count=last)]
+
+    # -- the operator's wish --------------------------------------------------------------------
+    def set_paused(self, paused: bool) -> None:
+        """Asks everybody to stop admitting and training, or to go on."""
+        with translated():
+            self._client.hset(self._keys.desired, "paused", int(paused))
+
+    def paused(self) -> bool:
+        """True while the operator wants the run to stand still."""
+        with translated():
+            return bool(self._client.hget(self._keys.desired, "paused") == b"1")
+
+    # -- evaluation -----------------------------------------------------------------------------
+    def request_evaluation(self, policy_version: int) -> None:
+        """Asks for a held-out evaluation of this version, or of a later one should it be gone."""
+        with translated():
+            self._client.hsetnx(self._keys.evaluation_jobs, str(policy_version), "0")
+
+    def pending_evaluations(self) -> list[int]:
+        """Versions that wait for an evaluation, ascending."""
+        with translated():
+            return sorted(int(v) for v in self._client.hkeys(self._keys.evaluation_jobs))
+
+    def claim_evaluation(self, policy_version: int, deadline_s: float) -> bool:
+        """Leases one evaluation to the caller; False where another server holds it."""
+        return bool(self._claim(policy_version, int(deadline_s * 1000)))
+
+    def finish_evaluation(self, requested: int, result: EvaluationResult) -> None:
+        """Stores a result and ends the job that asked for it."""
+        with translated(), self._client.pipeline(transaction=True) as pipe:
+            pipe.hset(self._keys.evaluation_results, str(result.policy_version), json.dumps(asdict(result)))
+            pipe.hdel(self._keys.evaluation_jobs, str(requested))
+            pipe.execute()
+
+    def evaluations(self) -> list[EvaluationResult]:
+        """Every result so far, by version."""
+        with translated():
+            values = self._client.hvals(self._keys.evaluation_results)
+        return sorted((EvaluationResult(**json.loads(v)) for v in values), key=lambda r: r.policy_version)

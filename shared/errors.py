@@ -1,0 +1,88 @@
+"""The exception tree. Every error that an operator may meet says what to do.
+
+TrustbatchError
+|-- ConfigError            a key, a value or a combination of them
+|-- DecodeError            bytes that are not a group (dead-lettered, never retried)
+|   |-- SchemaVersionError a newer major version than this reader knows
+|   `-- SizeLimitError     larger than the reader is willing to allocate
+|-- StreamError            Redis refused, or the stream is not as this run left it
+|   `-- OutOfMemoryError   Redis is at its memory limit: back-pressure, not failure
+|-- StoreError             a policy version that is missing, torn or altered
+|-- CheckpointError        a checkpoint that is missing, torn or altered
+|-- FencedError            another learner took over this run
+|-- DeadlineError          a bounded wait that ran out; names what was waited for
+|-- EngineError            the generation engine failed or serves what it should not
+|   |-- UnprovenVersionError  a loaded version does not behave as its probe says
+|   `-- SamplingError      sampling whose log-probs the learner cannot recompute
+|-- EnvironmentFailure     an environment or scorer failed: infrastructure, never reward 0
+`-- TrainingError          the learner cannot go on (non-finite steps in a row, ...)
+"""
+
+
+class TrustbatchError(Exception):
+    """Base of everything that trustbatch raises on purpose."""
+
+
+class ConfigError(TrustbatchError):
+    """A configuration that cannot work; the message names the key, the value and what is allowed."""
+
+
+class DecodeError(TrustbatchError):
+    """Bytes that are not a valid group. `field` is the path of the first offending field."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class SchemaVersionError(DecodeError):
+    """The entry was written by a newer major version of the codec than this reader knows."""
+
+
+class SizeLimitError(DecodeError):
+    """A declared or actual size is beyond the reader's limits; nothing was allocated for it."""
+
+
+class StreamError(TrustbatchError):
+    """Redis refused a command, or the stream is not in the state that this run left it in."""
+
+
+class OutOfMemoryError(StreamError):
+    """Redis is at `maxmemory`. The writer waits and tries again: this is back-pressure."""
+
+
+class StoreError(TrustbatchError):
+    """A policy version that is missing, torn or altered."""
+
+
+class CheckpointError(TrustbatchError):
+    """A checkpoint that is missing, torn or altered."""
+
+
+class FencedError(TrustbatchError):
+    """Another learner holds this run now; this one must stop without writing anything more."""
+
+
+class DeadlineError(TrustbatchError):
+    """A bounded wait ran out. The message says what was waited for and for how long."""
+
+
+class EngineError(TrustbatchError):
+    """The generation engine failed."""
+
+
+class UnprovenVersionError(EngineError):
+    """A policy version was loaded, but its probe does not answer as the learner's did."""
+
+
+class SamplingError(EngineError):
+    """Sampling settings whose behavior_logprobs the learner could not recompute."""
+
+
+class EnvironmentFailure(TrustbatchError):
+    """An environment or a scorer failed or ran out of time. Never a reward."""
+
+
+class TrainingError(TrustbatchError):
+    """The learner stops: training cannot go on, and the message says why."""

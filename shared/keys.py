@@ -1,0 +1,127 @@
+"""Every Redis key of a run. All of them share one hash tag, so they live in one cluster slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one run."""
+
+    run_id: str
+
+    def _key(self, name: str) -> str:
+        return f"trustbatch:{{{self.run_id}}}:{name}"
+
+    # -- data path ------------------------------------------------------------------------------
+    @property
+    def groups(self) -> str:
+        """Stream: one complete group an entry (fields: group_id, prompt_index, payload or failure)."""
+        return self._key("groups")
+
+    @property
+    def dead_letters(self) -> str:
+        """Stream: entries that could not be trained on, with the reason and the original payload."""
+        return self._key("dead_letters")
+
+    # -- admission ------------------------------------------------------------------------------
+    @property
+    def cursor(self) -> str:
+        """Integer: the next prompt index that nobody was given yet."""
+        return self._key("cursor")
+
+    @property
+    def leases(self) -> str:
+        """Sorted set: prompt index -> unix milliseconds at which the lease runs out."""
+        return self._key("leases")
+
+    @property
+    def owners(self) -> str:
+        """Hash: prompt index -> server_id that holds its lease."""
+        return self._key("owners")
+
+    @property
+    def returned(self) -> str:
+        """Sorted set: prompt indices to be given out again, lowest first."""
+        return self._key("returned")
+
+    @property
+    def attempts(self) -> str:
+        """Hash: prompt index -> infrastructure failures so far."""
+        return self._key("attempts")
+
+    @property
+    def unapplied(self) -> str:
+        """Set: prompt indices that are in the stream and still hold staleness credit."""
+        return self._key("unapplied")
+
+    @property
+    def bytes(self) -> str:
+        """Integer: payload bytes in the stream, acknowledged or not."""
+        return self._key("bytes")
+
+    @property
+    def appended(self) -> str:
+        """Integer: groups that Redis has acknowledged since the run began."""
+        return self._key("appended")
+
+    @property
+    def clock(self) -> str:
+        """Unix milliseconds of the last lease or renewal that went through."""
+        return self._key("clock")
+
+    # -- control state --------------------------------------------------------------------------
+    @property
+    def epoch(self) -> str:
+        """Integer: the learner epoch; a learner with a smaller one is fenced."""
+        return self._key("epoch")
+
+    @property
+    def latest(self) -> str:
+        """Hash: policy_version, parent and step of the newest published version."""
+        return self._key("latest")
+
+    @property
+    def parents(self) -> str:
+        """Hash: policy_version -> parent version, of every version that may still be served."""
+        return self._key("parents")
+
+    @property
+    def desired(self) -> str:
+        """Hash: what the operator wants (paused, ...)."""
+        return self._key("desired")
+
+    @property
+    def members(self) -> str:
+        """Set: ids of the components that have ever sent a heartbeat and not left."""
+        return self._key("members")
+
+    def heartbeat(self, component: str) -> str:
+        """String with expiry: JSON status of one component."""
+        return self._key(f"heartbeat:{component}")
+
+    @property
+    def phase(self) -> str:
+        """Hash: phase (running, paused, finished, failed) and reason of the run, by the learner."""
+        return self._key("phase")
+
+    @property
+    def history(self) -> str:
+        """Capped stream: one JSON row a step."""
+        return self._key("history")
+
+    @property
+    def events(self) -> str:
+        """Capped stream: what happened, when, by whom."""
+        return self._key("events")
+
+    @property
+    def evaluation_jobs(self) -> str:
+        """Hash: policy_version -> JSON of a wanted evaluation and who claimed it until when."""
+        return self._key("evaluation_jobs")
+
+    @property
+    def evaluation_results(self) -> str:
+        """Hash: policy_version -> JSON of its held-out result."""
+        return self._key("evaluation_results")

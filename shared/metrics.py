@@ -1,0 +1,146 @@
+"""Every Prometheus metric: name, type, unit and meaning, in one place, and the endpoint that serves them.
+
+Each process has a registry of its own. A number on the dashboard leads here, and from here to the one
+function that sets it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from shared.records import StepRecord
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_VERSIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class LearnerMetrics:
+    """What the learner exports."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.steps = Counter("trustbatch_steps", "Optimizer steps taken.", registry=r)
+        self.step_gauges = {
+            name: Gauge(f"trustbatch_{metric}", text, registry=r) for name, (metric, text) in _STEP_GAUGES.items()
+        }
+        self.staleness = Histogram(
+            "trustbatch_staleness_versions",
+            "Versions between drawing a token and training on it, per trained token.",
+            buckets=_VERSIONS,
+            registry=r,
+        )
+        self.groups_applied = Counter(
+            "trustbatch_groups_applied", "Groups that ended in an optimizer step.", registry=r
+        )
+        self.groups_dropped = Counter(
+            "trustbatch_groups_dropped", "Groups that ended without being trained on.", ["reason"], registry=r
+        )
+        self.tokens_trained = Counter("trustbatch_tokens_trained", "Tokens with a gradient.", registry=r)
+        self.wait_seconds = Counter("trustbatch_learner_wait_seconds", "Time spent waiting for groups.", registry=r)
+        self.step_seconds = Histogram(
+            "trustbatch_step_seconds", "Forward, backward and optimizer of a step.", buckets=_SECONDS, registry=r
+        )
+        self.publish_seconds = Histogram(
+            "trustbatch_publish_seconds", "Writing and announcing a version.", buckets=_SECONDS, registry=r
+        )
+        self.checkpoints = Counter("trustbatch_checkpoints", "Durable checkpoints written.", registry=r)
+        self.policy_version = Gauge("trustbatch_policy_version", "Newest published version.", registry=r)
+        self.backlog_groups = Gauge("trustbatch_backlog_groups", "Groups in the stream not yet applied.", registry=r)
+        self.backlog_bytes = Gauge("trustbatch_backlog_bytes", "Payload bytes in the stream.", registry=r)
+
+    def observe(self, record: StepRecord) -> None:
+        """Sets everything that one step's record says."""
+        for name, gauge in self.step_gauges.items():
+            value = getattr(record, name)
+            if value is not None:
+                gauge.set(value)
+        if not record.skipped:
+            self.steps.inc()
+            self.tokens_trained.inc(record.tokens)
+        self.groups_applied.inc(len(record.prompt_indices))
+        self.wait_seconds.inc(record.wait_s)
+        self.step_seconds.observe(record.compute_s)
+        if record.publish_s:
+            self.publish_seconds.observe(record.publish_s)
+
+
+_STEP_GAUGES: dict[str, tuple[str, str]] = {
+    "step": ("step", "Optimizer steps in this lineage."),
+    "reward_mean": ("reward_mean", "Mean reward of the step's trajectories."),
+    "signal_share": ("signal_share", "Share of groups with unequal rewards."),
+    "length_mean": ("completion_tokens_mean", "Mean completion length, tokens."),
+    "truncated_share": ("truncated_share", "Share of completions cut by max_tokens."),
+    "token_ess": ("token_ess", "Normalized effective sample size over the step's tokens, in [1/n, 1]."),
+    "sequence_ess": ("sequence_ess", "The same over completions, each with the ratio of the whole completion."),
+    "ratio_max": ("ratio_max", "Largest policy / behavior ratio of a token."),
+    "ratio_min": ("ratio_min", "Smallest policy / behavior ratio of a token."),
+    "log_ratio_abs_max": ("log_ratio_abs_max_nats", "Largest |log ratio| of a token, nats."),
+    "kl": ("kl_nats", "Estimate of KL(policy || behavior) per token, nats."),
+    "capped_share": ("capped_share", "Share of tokens whose ratio is at or above the ESS cap."),
+    "staleness_mean": ("staleness_mean_versions", "Mean staleness of the step's tokens, versions."),
+    "staleness_max": ("staleness_max_versions", "Largest staleness of the step's tokens, versions."),
+    "floor_max_nats": ("numerics_floor_max_nats", "Largest |log ratio| at staleness 0, before the update, nats."),
+    "loss": ("loss", "Objective's value."),
+    "grad_norm": ("grad_norm", "Gradient norm before clipping."),
+    "learning_rate": ("learning_rate", "Learning rate of the step."),
+}
+assert _STEP_GAUGES.keys() <= {f.name for f in fields(StepRecord)}
+
+
+class RolloutMetrics:
+    """What a rollout server exports."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.groups_appended = Counter("trustbatch_rollout_groups", "Groups that Redis acknowledged.", registry=r)
+        self.groups_discarded = Counter(
+            "trustbatch_rollout_groups_discarded", "Generated groups that were not appended.", ["reason"], registry=r
+        )
+        self.tokens_sampled = Counter("trustbatch_rollout_tokens", "Tokens drawn for training.", registry=r)
+        self.group_seconds = Histogram(
+            "trustbatch_rollout_group_seconds", "From a prompt to its scored group.", buckets=_SECONDS, registry=r
+        )
+        self.environment_failures = Counter(
+            "trustbatch_environment_failures", "Scorer or environment failures.", ["reason"], registry=r
+        )
+        self.in_flight = Gauge("trustbatch_rollout_groups_in_flight", "Groups being generated.", registry=r)
+        self.served_version = Gauge("trustbatch_rollout_policy_version", "Version served, proven.", registry=r)
+        self.sync_seconds = Histogram(
+            "trustbatch_sync_seconds", "Verifying, loading and proving a version.", buckets=_SECONDS, registry=r
+        )
+        self.pause_seconds = Histogram(
+            "trustbatch_sync_pause_seconds", "Generation stood still for a sync.", buckets=_SECONDS, registry=r
+        )
+        self.sync_failures = Counter("trustbatch_sync_failures", "Versions refused.", ["reason"], registry=r)
+        self.floor = Gauge(
+            "trustbatch_proof_max_nats",
+            "Largest difference between the served version and its probe, nats.",
+            registry=r,
+        )
+        self.wait_seconds = Counter(
+            "trustbatch_rollout_wait_seconds", "Time without credit, by what it waited for.", ["reason"], registry=r
+        )
+
+
+class ControlPlaneMetrics:
+    """What the control plane exports: the state that it reads, for those who scrape only one address."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.requests = Counter("trustbatch_http_requests", "Requests.", ["method", "route", "status"], registry=r)
+        self.redis_up = Gauge("trustbatch_redis_up", "1 while Redis answers.", registry=r)
+        self.members = Gauge("trustbatch_members", "Living components.", ["kind"], registry=r)
+        self.policy_version = Gauge("trustbatch_latest_policy_version", "Newest published version.", registry=r)
+        self.stream_groups = Gauge("trustbatch_stream_groups", "Groups in the stream, applied or not.", registry=r)
+        self.stream_bytes = Gauge("trustbatch_stream_bytes", "Payload bytes in the stream.", registry=r)
+        self.dead_letters = Gauge("trustbatch_dead_letters", "Entries in the dead letters.", registry=r)
+
+
+def serve(registry: CollectorRegistry, host: str, port: int) -> tuple[WSGIServer, Thread, str]:
+    """Starts the endpoint; port 0 takes a free one. Returns server, thread and the address to scrape."""
+    server, thread = start_http_server(port, addr=host, registry=registry)
+    return server, thread, f"http://{host}:{server.server_port}/metrics"
