@@ -1,0 +1,1 @@
+"""The learner: batches, the update, checkpoints, publishing, and the loop around them."""

@@ -1,0 +1,137 @@
+"""P3O: closed forms, identities, invariance to how a step is cut."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from learner.objective import p3o
+from learner.objective.kl import KlEstimator
+
+estimators = pytest.mark.parametrize("estimator", ["unbiased", "k3"])
+
+
+def example(n: int, seed: int = 0, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    behavior = -3 * torch.rand(n, generator=generator, dtype=torch.float64)
+    policy = behavior + spread * torch.randn(n, generator=generator, dtype=torch.float64)
+    advantages = torch.randn(n, generator=generator, dtype=torch.float64)
+    return policy.requires_grad_(), behavior, advantages
+
+
+def loss_and_gradient(
+    policy: Tensor, behavior: Tensor, advantages: Tensor, estimator: KlEstimator = "unbiased"
+) -> tuple[Tensor, Tensor]:
+    ess = p3o.prepare(policy - behavior).ess
+    loss = p3o.loss(policy, behavior, advantages, ess, len(policy), estimator)
+    return loss, torch.autograd.grad(loss, policy)[0]
+
+
+@estimators
+def test_value_and_gradient_of_two_tokens_by_hand(estimator: KlEstimator) -> None:
+    """Ratios 2 and 1/2: sum 5/2, sum of squares 17/4, so ess = (25/4) / (2 * 17/4) = 25/34.
+
+    Score weights: min(2, 25/34) = 25/34 and min(1/2, 25/34) = 1/2. KL weight 9/34.
+    unbiased: values 2 ln 2 - 1 and 1/2 - (ln 2)/2; slopes 2 ln 2 and -(ln 2)/2.
+    k3: values ln 2 - 1/2 and 1 - ln 2; slopes 1/2 and -1.
+    """
+    log2 = math.log(2)
+    behavior = torch.tensor([-2.0, -1.0], dtype=torch.float64)
+    policy = (behavior + torch.tensor([log2, -log2], dtype=torch.float64)).requires_grad_()
+    advantages = torch.tensor([1.0, -3.0], dtype=torch.float64)
+    values, slopes = {
+        "unbiased": ((2 * log2 - 1, 0.5 - log2 / 2), (2 * log2, -log2 / 2)),
+        "k3": ((log2 - 0.5, 1 - log2), (0.5, -1.0)),
+    }[estimator]
+    loss, gradient = loss_and_gradient(policy, behavior, advantages, estimator)
+    lp = policy.tolist()
+    expected = (-25 / 34 * 1 * lp[0] + 0.5 * 3 * lp[1] + 9 / 34 * sum(values)) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    assert gradient[0].item() == pytest.approx((-25 / 34 + 9 / 34 * slopes[0]) / 2, rel=1e-12)
+    assert gradient[1].item() == pytest.approx((1.5 + 9 / 34 * slopes[1]) / 2, rel=1e-12)
+
+
+@estimators
+def test_on_policy_data_gives_the_reinforce_gradient(estimator: KlEstimator) -> None:
+    policy, _, advantages = example(50)
+    loss, gradient = loss_and_gradient(policy, policy.detach().clone(), advantages, estimator)
+    torch.testing.assert_close(gradient, -advantages / 50, rtol=1e-10, atol=0)
+    torch.testing.assert_close(loss, -(advantages * policy).mean(), rtol=1e-10, atol=0)
+
+
+@estimators
+@settings(deadline=None)
+@given(cuts=st.lists(st.integers(0, 60), max_size=6), seed=st.integers(0, 1000))
+def test_cutting_a_step_changes_neither_loss_nor_gradient(estimator: KlEstimator, cuts: list[int], seed: int) -> None:
+    policy, behavior, advantages = example(60, seed)
+    whole, gradient = loss_and_gradient(policy, behavior, advantages, estimator)
+    bounds = [0, *sorted(cuts), 60]
+    pieces = [slice(a, b) for a, b in pairwise(bounds)]  # empty ones included
+    sums = p3o.prepare(policy[:0])
+    for piece in pieces:
+        sums = sums.merge(p3o.prepare((policy - behavior)[piece]))
+    losses = [p3o.loss(policy[p], behavior[p], advantages[p], sums.ess, 60, estimator) for p in pieces]
+    total = torch.stack(losses).sum()
+    torch.testing.assert_close(total, whole, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(total, policy)[0], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_permutation_changes_nothing() -> None:
+    policy, behavior, advantages = example(40)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
+    whole, gradient = loss_and_gradient(policy, behavior, advantages)
+    shuffled = policy.detach()[order].requires_grad_()
+    permuted, permuted_gradient = loss_and_gradient(shuffled, behavior[order], advantages[order])
+    torch.testing.assert_close(permuted, whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(permuted_gradient, gradient[order], rtol=1e-12, atol=1e-15)
+
+
+def test_the_score_weight_of_a_high_ratio_token_is_ess_and_never_zero() -> None:
+    behavior = torch.full((10,), -5.0, dtype=torch.float64)
+    policy = behavior.clone()
+    policy[0] += 4
+    policy.requires_grad_()
+    advantages = torch.zeros(10, dtype=torch.float64)
+    _, without = loss_and_gradient(policy, behavior, advantages)
+    advantages[0] = 1.0
+    _, gradient = loss_and_gradient(policy, behavior, advantages)
+    ess = p3o.prepare(policy - behavior).ess.item()
+    assert (without[0] - gradient[0]).item() * 10 == pytest.approx(ess, rel=1e-10)
+
+
+def test_masked_positions_may_hold_anything() -> None:
+    """Flat trained tokens mean that masked positions never enter: selection gives them a gradient of zero."""
+    policy, behavior, advantages = example(12)
+    mask = torch.tensor([True, False] * 6)
+    dirty_policy = torch.where(mask, policy.detach(), torch.nan).requires_grad_()
+    dirty_behavior = torch.where(mask, behavior, -torch.inf)
+    clean, _ = loss_and_gradient(policy[mask], behavior[mask], advantages[mask])
+    ess = p3o.prepare(dirty_policy[mask] - dirty_behavior[mask]).ess
+    dirty = p3o.loss(dirty_policy[mask], dirty_behavior[mask], advantages[mask], ess, int(mask.sum()))
+    torch.testing.assert_close(dirty, clean, rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(dirty, dirty_policy)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[~mask] == 0).all()
+
+
+@estimators
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_non_finite_log_prob_makes_the_loss_non_finite(estimator: KlEstimator, broken: float) -> None:
+    policy, behavior, advantages = example(8)
+    behavior[3] = broken
+    loss, _ = loss_and_gradient(policy, behavior, advantages, estimator)
+    assert not torch.isfinite(loss)
+
+
+@estimators
+def test_bfloat16_log_probs_are_exponentiated_in_float32(estimator: KlEstimator) -> None:
+    policy, behavior, advantages = example(64, spread=0.1)
+    low = policy.detach().bfloat16().requires_grad_()
+    loss, _ = loss_and_gradient(low, behavior.float(), advantages.float(), estimator)
+    assert loss.dtype == torch.float32
+    exact, _ = loss_and_gradient(low.detach().double().requires_grad_(), behavior, advantages, estimator)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-4)
