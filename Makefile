@@ -1,0 +1,43 @@
+# make demo   set up and watch a policy learn            make test   set up and run every test
+.PHONY: help demo test check format setup lock clean
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: ## set up and train the demo's model: Redis, control plane, rollout server (vLLM) and learner
+	@deploy/setup.sh cpu
+	@$(BIN)/trustbatch up --config deploy/configs/demo.yaml $(ARGS)
+
+test: ## set up and run everything: format, lint, types, all tests (real Redis, real vLLM)
+	@deploy/setup.sh dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest $(ARGS)
+
+check: ## the same without vLLM and whole systems, in under a minute
+	@deploy/setup.sh dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not vllm and not system" $(ARGS)
+
+format: ## rewrite the code in the project's format
+	@deploy/setup.sh dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: ## only set up .venv
+	@deploy/setup.sh dev
+
+lock: ## write the lock files anew (needs uv; UV_FIND_LINKS may name a folder with a CPU build of torch)
+	cd deploy/requirements && for name in cpu dev; do \
+	  uv pip compile --quiet --python-version 3.11 --override overrides.txt --no-annotate --no-header \
+	    cpu.in $$([ $$name = dev ] && echo dev.in) --output-file $$name.txt; done
+
+clean: ## remove the environment, caches and the demo's model; runs are kept
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
