@@ -79,14 +79,17 @@ def decode_group(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Group:
     trajectories = frame.take("trajectories", list)
     if not 1 <= len(trajectories) <= limits.max_trajectories:
         raise SizeLimitError("trajectories", f"{len(trajectories)}; 1 to {limits.max_trajectories} are read")
+    decoded = tuple(
+        _unpack_trajectory(_Fields(item, f"trajectories[{i}]."), limits) for i, item in enumerate(trajectories)
+    )
+    if not any(t.length for t in decoded):
+        raise DecodeError("trajectories", "not one of them has a token")
     return Group(
         group_id=frame.take("group_id", str),
         prompt_index=frame.natural("prompt_index"),
         environment=frame.take("environment", str),
         prompt_ids=frame.array("prompt_ids", _INT32, limits.max_tokens),
-        trajectories=tuple(
-            _unpack_trajectory(_Fields(item, f"trajectories[{i}]."), limits) for i, item in enumerate(trajectories)
-        ),
+        trajectories=decoded,
         server_id=frame.take("server_id", str),
         lag=frame.natural("lag"),
         started_at=frame.number("started_at"),
@@ -124,7 +127,7 @@ def _unpack_trajectory(item: _Fields, limits: Limits) -> Trajectory:
         versions=_expand_versions(item, length),
         reward=item.number("reward"),
         rewards=item.mapping("rewards", float),
-        finish_reason=finish_reason,  # type: ignore[arg-type]  # checked against the literal above
+        finish_reason=finish_reason,
         sampling=_unpack_sampling(_Fields(item.take("sampling", dict), item.path + "sampling.")),
     )
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from shared import scripts
+from shared.errors import FencedError
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
 
@@ -85,6 +86,13 @@ class ControlState:
         with translated():
             return int(self._client.incr(self._keys.epoch))
 
+    def check_epoch(self, epoch: int) -> None:
+        """Raises FencedError where this epoch is no longer the newest: look before writing files."""
+        with translated():
+            current = self._client.get(self._keys.epoch)
+        if current is None or int(current) != epoch:
+            raise FencedError("another learner has taken over this run; this one stops without writing")
+
     def announce(self, epoch: int, latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
         """Makes a version the latest and, in the same step, frees the credit of the groups it was made of.
 
@@ -114,7 +122,7 @@ class ControlState:
         """(phase, reason)."""
         with translated():
             phase, reason = self._client.hmget(self._keys.phase, "phase", "reason")
-        known: Phase = (phase or b"starting").decode()
+        known: Any = (phase or b"starting").decode()
         return known, (reason or b"").decode()
 
     def add_history(self, row: dict[str, Any]) -> None:

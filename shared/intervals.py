@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
 
@@ -59,6 +59,19 @@ class Intervals:
     def copy(self) -> Intervals:
         """An independent copy."""
         return Intervals(self.pairs())
+
+    def without(self, values: Iterable[int]) -> Intervals:
+        """A copy that lacks these values."""
+        gone = sorted(set(values))
+        pairs = []
+        for first, last in self.pairs():
+            for value in gone[bisect_left(gone, first) : bisect_right(gone, last)]:
+                if value > first:
+                    pairs.append((first, value - 1))
+                first = value + 1  # noqa: PLW2901  # the rest of this interval
+            if first <= last:
+                pairs.append((first, last))
+        return Intervals(pairs)
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """The [first, last] pairs, ascending."""

@@ -8,6 +8,7 @@ when the supervisor is gone, and the watcher SIGKILL after the grace period.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -60,10 +61,8 @@ def _watch(leader: int, parent: int, group: int) -> None:
     ready, _, _ = select.select(watched, [], [])
     if leader not in ready:
         select.select([leader], [], [], GRACE_S)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     os._exit(0)
 
 

@@ -22,8 +22,8 @@ MINIMUM_VERSION = (6, 2)
 Client = Any  # redis.Redis: redis-py's annotations are unions of its bytes, str and async forms
 
 
-def connect(config: Config) -> Client:
-    """A client for the configured Redis; connects at first use.
+def connect(config: Config, timeout_s: float = SOCKET_TIMEOUT_S) -> Client:
+    """A client for the configured Redis; connects at first use, waits at most timeout_s for an answer.
 
     Commands are never sent twice behind the caller's back: after a lost connection nobody can know
     whether an append was applied, and the caller's scripts are the ones made to be repeated.
@@ -38,8 +38,8 @@ def connect(config: Config) -> Client:
         credentials["password"] = password
     client: Client = redis.Redis.from_url(
         config.redis.url,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=SOCKET_TIMEOUT_S,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
         socket_keepalive=True,
         health_check_interval=30,
         retry=Retry(NoBackoff(), 0),
@@ -84,5 +84,6 @@ class Script:
         self._keys = list(keys)
 
     def __call__(self, *arguments: Any) -> Any:
+        """Runs it. Raises StreamError, OutOfMemoryError, FencedError."""
         with translated():
             return self._script(keys=self._keys, args=list(arguments))

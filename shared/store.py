@@ -79,9 +79,9 @@ class PolicyStore:
         """Makes the files in the version's folder durable, then writes the manifest: now the version exists."""
         folder = self.folder(policy_version)
         try:
-            files = [_stored(path) for path in sorted(folder.iterdir())]
+            files = [stored_file(path) for path in sorted(folder.iterdir())]
             manifest = Manifest(policy_version, parent, step, created_at, files, probe)
-            write_durably(folder / MANIFEST, _seal(asdict(manifest)))
+            write_durably(folder / MANIFEST, seal(asdict(manifest)))
         except OSError as error:
             raise StoreError(f"cannot write version {policy_version} to {folder}: {error}") from error
         return manifest
@@ -90,7 +90,7 @@ class PolicyStore:
         """Reads and checks a manifest (not yet the files). Raises StoreError."""
         path = self.folder(policy_version) / MANIFEST
         try:
-            data = _unseal(path.read_bytes(), str(path))
+            data = unseal(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise StoreError(f"version {policy_version} is not in the store ({path})") from None
         except OSError as error:
@@ -105,7 +105,7 @@ class PolicyStore:
         folder = self.folder(manifest.policy_version)
         for expected in manifest.files:
             try:
-                found = _stored(folder / expected.name, durable=False)
+                found = stored_file(folder / expected.name, durable=False)
             except OSError as error:
                 raise StoreError(f"version {manifest.policy_version}: {expected.name}: {error}") from error
             if found != expected:
@@ -153,7 +153,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _stored(path: Path, durable: bool = True) -> StoredFile:
+def stored_file(path: Path, durable: bool = True) -> StoredFile:
+    """Size and SHA-256 of a file; with `durable`, it is also made to survive a power loss. Raises OSError."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if durable:
@@ -161,12 +162,14 @@ def _stored(path: Path, durable: bool = True) -> StoredFile:
         return StoredFile(path.name, os.fstat(file.fileno()).st_size, digest)
 
 
-def _seal(data: dict[str, Any]) -> bytes:
+def seal(data: dict[str, Any]) -> bytes:
+    """A manifest's bytes: the data as JSON with its own checksum. The inverse of `unseal`."""
     body = json.dumps(data, sort_keys=True)
     return json.dumps({"format": FORMAT, "sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body}).encode()
 
 
-def _unseal(raw: bytes, where: str) -> dict[str, Any]:
+def unseal(raw: bytes, where: str) -> dict[str, Any]:
+    """The data of a manifest. Raises StoreError, with `where`, when it is torn, altered or of a newer format."""
     try:
         outer = json.loads(raw)
         body, digest, version = outer["body"], outer["sha256"], outer["format"]

@@ -63,7 +63,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; ready-made ones are in configs/") from None
+        raise ConfigError(f"{path}: no such file; ready-made ones are in deploy/configs/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -88,7 +88,7 @@ def _yaml_value(name: str, text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: {text!r} is not a valid YAML value: {error}") from None
-    if isinstance(value, str):  # YAML 1.1 reads 3e-4 as a string
+    if isinstance(value, str) and text.strip()[:1] not in ("'", '"'):  # YAML 1.1 reads 3e-4 as a string
         try:
             return float(value)
         except ValueError:

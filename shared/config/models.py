@@ -148,6 +148,10 @@ class ReasoningGymConfig(Section):
     dataset: str = "chain_sum"
     params: dict[str, Any] = Field(default_factory=dict)
     """Arguments of `reasoning_gym.create_dataset`."""
+    system_prompt: str = ""
+    """Put before every question, for example how to answer. A final <answer> element is what gets scored."""
+    chat_template: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the tokenizer's chat template, for example enable_thinking: false."""
 
 
 class PythonEnvironmentConfig(Section):
@@ -157,7 +161,7 @@ class PythonEnvironmentConfig(Section):
     path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """Import path `package.module:Class`."""
     params: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the class."""
+    """Keyword arguments of the class, after the setup that every environment is given first."""
 
 
 EnvironmentConfig = Annotated[ReasoningGymConfig | PythonEnvironmentConfig, Field(discriminator="kind")]

@@ -1,0 +1,175 @@
+"""Admission on a real Redis: two credits, leases that return, prompts neither skipped nor doubled."""
+
+import time
+
+import pytest
+
+from shared.admission import Admission, Credit
+from shared.control import ControlState, Latest
+from shared.intervals import Intervals
+from shared.keys import Keys
+from shared.redis_client import Client
+from shared.stream import Appended, GroupReader, GroupWriter, backlog
+
+CREDIT = Credit(groups=6, max_bytes=10_000, group_bytes=1_000, lease_s=30, max_versions_behind=2)
+
+
+@pytest.fixture
+def control(client: Client, keys: Keys) -> ControlState:
+    return ControlState(client, keys)
+
+
+@pytest.fixture
+def epoch(control: ControlState) -> int:
+    """A learner that has published its starting model."""
+    number = control.take_epoch()
+    control.announce(number, Latest(0, -1, 0), 0, [])
+    return number
+
+
+@pytest.fixture
+def reader(client: Client, keys: Keys, epoch: int) -> GroupReader:
+    reader = GroupReader(client, keys, epoch)
+    reader.open(Intervals())
+    return reader
+
+
+def server(client: Client, keys: Keys, name: str = "s0", credit: Credit = CREDIT) -> Admission:
+    return Admission(client, keys, name, credit)
+
+
+def test_nothing_is_given_before_the_first_version(client: Client, keys: Keys) -> None:
+    grant = server(client, keys).lease(4, served_version=0)
+    assert (grant.indices, grant.reason) == ((), "no published version yet")
+
+
+def test_servers_share_the_prompts_without_overlap_up_to_the_staleness_credit(
+    client: Client, keys: Keys, reader: GroupReader
+) -> None:
+    a, b = server(client, keys, "a"), server(client, keys, "b")
+    first, second, third = a.lease(2, 0), b.lease(3, 0), a.lease(5, 0)
+    assert (first.indices, first.reason) == ((0, 1), "")
+    assert (second.indices, second.reason) == ((2, 3, 4), "")
+    assert (third.indices, third.reason) == ((5,), "staleness credit")
+
+
+def test_credit_returns_only_with_the_publish_that_the_groups_went_into(
+    client: Client, keys: Keys, control: ControlState, epoch: int, reader: GroupReader
+) -> None:
+    a, writer = server(client, keys), GroupWriter(client, keys, "s0")
+    for index in a.lease(6, 0).indices:
+        assert writer.append(index, f"t:{index}", b"x") is Appended.STORED
+    assert a.lease(1, 0).indices == ()
+    control.announce(epoch, Latest(1, 0, 1), 0, [0, 1, 2])
+    assert a.lease(6, 0).indices == (6, 7, 8)
+
+
+def test_a_dropped_group_gives_its_credit_back_at_once(client: Client, keys: Keys, reader: GroupReader) -> None:
+    a, writer = server(client, keys), GroupWriter(client, keys, "s0")
+    for index in a.lease(6, 0).indices:
+        writer.append(index, f"t:{index}", b"x")
+    reader.release([4])
+    assert a.lease(6, 0).indices == (6,)
+
+
+def test_byte_credit_counts_what_redis_holds_and_a_bound_for_every_lease(
+    client: Client, keys: Keys, reader: GroupReader
+) -> None:
+    tight = Credit(groups=100, max_bytes=3_500, group_bytes=1_000, lease_s=30, max_versions_behind=2)
+    a, writer = server(client, keys, credit=tight), GroupWriter(client, keys, "s0")
+    grant = a.lease(9, 0)
+    assert (grant.indices, grant.reason) == ((0, 1, 2), "byte credit")
+    for index in grant.indices:
+        writer.append(index, f"t:{index}", b"x" * 900)
+    assert a.lease(9, 0).indices == ()  # 2,700 held, 800 left
+    entries = reader.read(10)
+    reader.release([e.prompt_index for e in entries])
+    assert a.lease(9, 0).reason == "byte credit"  # applied, but not yet deleted
+    assert reader.delete([e.entry_id for e in entries]) == 2_700
+    assert a.lease(9, 0).indices == (3, 4, 5)
+
+
+def test_a_server_with_old_weights_gets_nothing_until_it_has_synced(
+    client: Client, keys: Keys, control: ControlState, epoch: int, reader: GroupReader
+) -> None:
+    for version in (1, 2, 3):
+        control.announce(epoch, Latest(version, version - 1, version), 0, [])
+    assert server(client, keys).lease(1, served_version=0).reason == "weights are behind"
+    assert server(client, keys).lease(1, served_version=1).indices == (0,)
+
+
+def test_an_operator_and_the_end_of_the_run_stop_admission(
+    client: Client, keys: Keys, control: ControlState, reader: GroupReader
+) -> None:
+    control.set_paused(True)
+    assert server(client, keys).lease(1, 0).reason == "paused by the operator"
+    control.set_paused(False)
+    assert server(client, keys).lease(1, 0).indices == (0,)
+    control.set_phase("finished")
+    assert server(client, keys).lease(1, 0).reason == "finished"
+
+
+def test_what_a_server_gives_back_is_given_out_first_and_its_failures_are_counted(
+    client: Client, keys: Keys, reader: GroupReader
+) -> None:
+    a, b = server(client, keys, "a"), server(client, keys, "b")
+    a.lease(3, 0)
+    assert b.give_back([1]) == [0]  # not b's to give
+    assert a.give_back([1, 2], failed=True) == [1, 1]
+    assert b.lease(3, 0).indices == (1, 2, 3)
+    assert b.give_back([1], failed=True) == [2]
+    assert a.give_back([]) == []
+
+
+def wait_for_leases_to_run_out(client: Client, keys: Keys, seconds: float) -> None:
+    """Leases run out by Redis's clock: poll it."""
+    deadline = time.monotonic() + 10 * seconds
+    while True:
+        now = client.time()
+        if all(
+            score < now[0] * 1000 + now[1] / 1000 for _, score in client.zrange(keys.leases, 0, -1, withscores=True)
+        ):
+            return
+        assert time.monotonic() < deadline
+        client.set(keys.clock, now[0] * 1000 + now[1] // 1000)  # the other servers' requests keep the clock going
+        time.sleep(0.02)
+
+
+def test_leases_of_a_dead_server_return_and_a_late_append_of_it_is_refused(
+    client: Client, keys: Keys, reader: GroupReader
+) -> None:
+    short = Credit(groups=6, max_bytes=10_000, group_bytes=1_000, lease_s=0.3, max_versions_behind=2)
+    dead, alive = server(client, keys, "dead", short), server(client, keys, "alive", short)
+    assert dead.lease(2, 0).indices == (0, 1)
+    wait_for_leases_to_run_out(client, keys, 0.3)
+    assert alive.lease(2, 0).indices == (0, 1)
+    assert GroupWriter(client, keys, "dead").append(0, "t:0", b"x") is Appended.LEASE_LOST
+    assert GroupWriter(client, keys, "alive").append(0, "t:0", b"x") is Appended.STORED
+    assert backlog(client, keys).appended == 1
+
+
+def test_renewing_keeps_a_lease(client: Client, keys: Keys, reader: GroupReader) -> None:
+    a = server(client, keys)
+    a.lease(2, 0)
+    before = client.zrange(keys.leases, 0, -1, withscores=True)
+    time.sleep(0.01)
+    assert a.renew() == 2
+    after = client.zrange(keys.leases, 0, -1, withscores=True)
+    assert all(new > old for (_, old), (_, new) in zip(before, after, strict=True))
+    assert server(client, keys, "other").renew() == 0
+
+
+def test_after_a_silence_of_redis_everybody_gets_one_lease_time_of_grace(
+    client: Client, keys: Keys, reader: GroupReader
+) -> None:
+    """Nobody could renew while Redis was away: that must not cost a living server its leases."""
+    short = Credit(groups=6, max_bytes=10_000, group_bytes=1_000, lease_s=0.2, max_versions_behind=2)
+    a, b = server(client, keys, "a", short), server(client, keys, "b", short)
+    a.lease(2, 0)
+    now = client.time()[0] * 1000
+    for index in (0, 1):
+        client.zadd(keys.leases, {str(index): now - 60_000})
+    client.set(keys.clock, now - 60_000)  # the last request that went through
+    assert b.lease(2, 0).indices == (2, 3)
+    assert a.renew() == 2
+    assert GroupWriter(client, keys, "a").append(0, "t:0", b"x") is Appended.STORED

@@ -1,0 +1,111 @@
+"""Configuration: layers, units, and every kind of bad input with its message."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shared.config import Config, load_config
+from shared.config.load import dump_config
+from shared.errors import ConfigError
+
+
+def test_the_later_layer_is_the_stronger(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("learner: {steps: 10, groups_per_batch: 4}\nrun: {seed: 1}\n")
+    environ = {"TRUSTBATCH__LEARNER__STEPS": "20", "TRUSTBATCH__RUN__SEED": "2", "HOME": "/root"}
+    config = load_config(file, ["learner.steps=30"], environ)
+    assert (config.learner.steps, config.run.seed, config.learner.groups_per_batch) == (30, 2, 4)
+
+
+def test_units_are_understood() -> None:
+    config = load_config(None, ["admission.max_bytes=64MiB", "redis.max_memory=1GiB", "learner.learning_rate=3e-4"], {})
+    assert config.admission.max_bytes == 64 * 2**20
+    assert config.redis.max_memory == 2**30
+    assert config.learner.learning_rate == 3e-4
+
+
+def test_what_is_shown_can_be_read_back_and_holds_no_secret(tmp_path: Path) -> None:
+    config = load_config(None, ["redis.password=hunter2", "rollout.engine.kind=transformers", "run.seed=9"], {})
+    text = dump_config(config)
+    assert "hunter2" not in text
+    assert "hunter2" not in repr(config)
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    again = load_config(file, ["redis.password=hunter2"], {})
+    assert again == config
+
+
+def test_the_defaults_are_a_valid_configuration() -> None:
+    assert Config().staleness_credit == (4 + 1) * 32
+    assert not Config().synchronous
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.stepz=3", r"learner\.stepz: unknown key; known here: .*steps"),
+        ("lerner.steps=3", r"lerner: unknown key; known here: .*learner"),
+        ("rollout.engine.kind=sglang", r"rollout\.engine: .*'vllm', 'transformers'"),
+        ("learner.steps=0", r"learner\.steps: .*greater than or equal to 1, not 0"),
+        ("learner.steps=many", r"learner\.steps: .*valid integer.*, not 'many'"),
+        ("learner.learning_rate=.nan", r"learner\.learning_rate: .*finite number"),
+        ("admission.max_bytes=1 parsec", r"admission\.max_bytes: .*parsec"),
+        ("run.id=a/b", r"run\.id: .*pattern.*, not 'a/b'"),
+        ("redis.url=http://x", r"redis\.url: .*redis\|rediss\|unix"),
+        ("environment={kind: python, path: os.system}", r"environment\.path: .*pattern"),
+        ("learner.keep_checkpoints=1", r"learner\.keep_checkpoints: .*greater than or equal to 2"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [override], {})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learner.minibatches=5"], r"groups_per_batch is 32; it must be a multiple of learner\.minibatches \(5\)"),
+        (["learner.minibatches=2"], r"learner\.publish_every is 1; it must be a multiple of .* \(2\)"),
+        (["admission.max_staleness=0", "learner.publish_every=2"], r"publish_every must be 1, not 2"),
+        (["admission.max_bytes=1MiB", "rollout.sampling.max_tokens=4096"], r"raise it, or lower learner\.groups_per"),
+        (["redis.max_memory=64MiB"], r"redis\.max_memory is 67,108,864; it must be at least twice"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides, {})
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["learner.steps=0", "run.seed=-1", "evaluation.every=0"], {})
+    assert all(key in str(caught.value) for key in ("learner.steps", "run.seed", "evaluation.every"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not valid YAML"), ("- 1\n", "expected keys and values"), ("learner: 3\n", "learner: .*not 3")],
+)
+def test_a_bad_file_is_refused_with_its_name(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"(?s)bad\.yaml: .*{message}"):
+        load_config(file, [], {})
+
+
+def test_a_missing_file_and_a_bad_override_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such file; ready-made ones are in deploy/configs/"):
+        load_config(tmp_path / "none.yaml", [], {})
+    with pytest.raises(ConfigError, match=r"write it as key\.subkey=value"):
+        load_config(None, ["learner.steps"], {})
+    with pytest.raises(ConfigError, match=r"learner\.steps\.more: steps is a value here"):
+        load_config(None, ["learner.steps=1", "learner.steps.more=2"], {})
+
+
+def test_every_ready_made_file_is_valid() -> None:
+    files = sorted((Path(__file__).parents[2] / "deploy" / "configs").glob("*.yaml"))
+    assert {f.name for f in files} >= {"demo.yaml", "one-gpu-node.yaml", "several-nodes.yaml"}
+    for file in files:
+        load_config(file, [], {})
+        assert yaml.safe_load(file.read_text())

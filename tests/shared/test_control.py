@@ -1,0 +1,79 @@
+"""Control state on a real Redis."""
+
+import time
+
+import pytest
+
+from shared.control import ControlState, EvaluationResult, Latest
+from shared.keys import Keys
+from shared.redis_client import Client
+
+
+@pytest.fixture
+def control(client: Client, keys: Keys) -> ControlState:
+    return ControlState(client, keys)
+
+
+def result(version: int) -> EvaluationResult:
+    return EvaluationResult(version, 0.5, 64, 4.5, 1.0, "s0", 1.0)
+
+
+def test_a_component_is_seen_until_its_heartbeat_runs_out_and_gone_when_it_leaves(control: ControlState) -> None:
+    control.beat("learner", {"state": "training"}, ttl_s=30)
+    control.beat("rollout:a", {"state": "generating"}, ttl_s=0.05)
+    assert control.status_of("learner") == {"state": "training"}
+    deadline = time.monotonic() + 5
+    while control.status_of("rollout:a") is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert control.members() == {"learner": {"state": "training"}, "rollout:a": None}
+    control.leave("rollout:a")
+    assert list(control.members()) == ["learner"]
+
+
+def test_an_empty_run_answers(control: ControlState) -> None:
+    assert control.latest() is None
+    assert control.members() == {}
+    assert control.phase() == ("starting", "")
+    assert (control.history(), control.events(), control.evaluations(), control.paused()) == ([], [], [], False)
+
+
+def test_ancestry_is_kept_for_the_versions_that_are_kept(control: ControlState) -> None:
+    epoch = control.take_epoch()
+    for version, parent in ((0, -1), (1, 0), (2, 1), (5, 1), (6, 5)):
+        control.announce(epoch, Latest(version, parent, version), max(0, version - 4), [])
+    assert control.parents() == {2: 1, 5: 1, 6: 5}
+
+
+def test_history_and_events_come_back_in_order(control: ControlState) -> None:
+    for step in range(5):
+        control.add_history({"step": step})
+    control.add_event("operator", "first", "test")
+    control.add_event("operator", "second", "test")
+    assert [row["step"] for row in control.history(last=3)] == [2, 3, 4]
+    assert [event["text"] for event in control.events()] == ["second", "first"]
+
+
+def test_an_evaluation_is_given_to_one_server_and_given_again_when_it_dies(control: ControlState) -> None:
+    assert not control.claim_evaluation(3, 30)  # nobody asked for it
+    control.request_evaluation(3)
+    control.request_evaluation(3)
+    assert control.pending_evaluations() == [3]
+    assert control.claim_evaluation(3, 0.05)
+    assert not control.claim_evaluation(3, 30)
+    deadline = time.monotonic() + 5
+    while not control.claim_evaluation(3, 30):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    control.finish_evaluation(3, result(4))
+    assert control.pending_evaluations() == []
+    assert control.evaluations() == [result(4)]
+
+
+def test_phase_and_pause(control: ControlState) -> None:
+    control.set_phase("failed", "no groups for 600 s")
+    assert control.phase() == ("failed", "no groups for 600 s")
+    control.set_paused(True)
+    assert control.paused()
+    control.set_paused(False)
+    assert not control.paused()

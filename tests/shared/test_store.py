@@ -1,0 +1,104 @@
+"""The policy store: a version is whole and as published, or it is not there."""
+
+from pathlib import Path
+
+import pytest
+
+from shared.errors import StoreError
+from shared.store import MANIFEST, PolicyStore, Probe
+
+PROBE = Probe([[1, 2, 3]], [[-0.5, -1.25]])
+
+
+def publish(store: PolicyStore, version: int, parent: int = -1) -> Path:
+    folder = store.begin(version)
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 4)
+    (folder / "config.json").write_text("{}")
+    store.commit(version, parent, step=version, probe=PROBE, created_at=1.0)
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PolicyStore:
+    return PolicyStore(tmp_path / "policy")
+
+
+def test_a_published_version_reads_back_with_its_probe(store: PolicyStore) -> None:
+    assert store.versions() == []
+    publish(store, 0)
+    publish(store, 3, parent=0)
+    manifest = store.manifest(3)
+    assert (manifest.parent, manifest.step, manifest.probe) == (0, 3, PROBE)
+    assert [f.name for f in manifest.files] == ["config.json", "model.safetensors"]
+    assert store.verify(manifest) == store.folder(3)
+    assert store.versions() == [0, 3]
+
+
+def test_without_a_manifest_there_is_no_version_and_a_torn_publish_is_begun_anew(store: PolicyStore) -> None:
+    (store.begin(1) / "half").write_text("torn")
+    assert store.versions() == []
+    with pytest.raises(StoreError, match="version 1 is not in the store"):
+        store.manifest(1)
+    publish(store, 1)
+    assert "half" not in [f.name for f in store.manifest(1).files]
+
+
+def test_a_published_version_is_never_overwritten(store: PolicyStore) -> None:
+    publish(store, 1)
+    with pytest.raises(StoreError, match="version 1 is published already"):
+        store.begin(1)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_shard_is_found(store: PolicyStore, damage: str) -> None:
+    shard = publish(store, 1) / "model.safetensors"
+    data = bytearray(shard.read_bytes())
+    if damage == "flip":
+        data[100] ^= 1
+        shard.write_bytes(data)
+    elif damage == "truncate":
+        shard.write_bytes(data[:-1])
+    else:
+        shard.unlink()
+    with pytest.raises(StoreError, match=r"version 1: model\.safetensors"):
+        store.verify(store.manifest(1))
+
+
+def test_every_damage_to_the_manifest_is_found(store: PolicyStore) -> None:
+    path = publish(store, 1) / MANIFEST
+    good = path.read_bytes()
+    for position in range(0, len(good), 7):
+        bad = bytearray(good)
+        bad[position] ^= 1
+        path.write_bytes(bad)
+        with pytest.raises(StoreError):
+            store.manifest(1)
+    path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(StoreError, match="torn or not a manifest"):
+        store.manifest(1)
+    path.write_bytes(good.replace(b'"format": 1', b'"format": 9'))
+    with pytest.raises(StoreError, match="format 9, this reader knows 1: upgrade"):
+        store.manifest(1)
+
+
+def test_a_manifest_of_another_version_or_with_a_path_outside_is_refused(store: PolicyStore) -> None:
+    publish(store, 1)
+    store.folder(2).mkdir()
+    (store.folder(2) / MANIFEST).write_bytes((store.folder(1) / MANIFEST).read_bytes())
+    with pytest.raises(StoreError, match="is of version 1, not 2"):
+        store.manifest(2)
+    from shared.store import seal  # the only way to make a well-sealed evil manifest
+
+    evil = {"policy_version": 2, "parent": 1, "step": 2, "created_at": 0.0, "probe": {"sequences": [], "logprobs": []}}
+    evil["files"] = [{"name": "../../etc/passwd", "size": 1, "sha256": ""}]
+    (store.folder(2) / MANIFEST).write_bytes(seal(evil))
+    with pytest.raises(StoreError, match="names a file outside its own folder"):
+        store.manifest(2)
+
+
+def test_retention_keeps_what_is_asked_for(store: PolicyStore) -> None:
+    for version in range(6):
+        publish(store, version)
+    assert store.retain([0, 4, 5, 77]) == [1, 2, 3]
+    assert store.versions() == [0, 4, 5]
+    assert sorted(p.name for p in store.root.iterdir()) == ["v00000000", "v00000004", "v00000005"]
