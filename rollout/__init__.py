@@ -1,0 +1,1 @@
+"""The rollout server: admit, sync weights, generate a group, reward, append."""

@@ -5,7 +5,7 @@
       |            `--> give_back: a failed or stopped server returns the index; it is given out again first
       `--> runs out when the server's heartbeats stop: likewise
 
-Staleness credit counts leases and unapplied groups; byte credit counts the stream's bytes plus a bound for
+Staleness credit counts leases and unapplied groups, and what a server is behind the version that it is to serve; byte credit counts the stream's bytes plus a bound for
 every lease. Both are looked at in one atomic step, so any number of servers can ask at once.
 """
 
@@ -16,18 +16,19 @@ from dataclasses import dataclass
 
 from shared import scripts
 from shared.keys import Keys
-from shared.redis_client import Client, Script
+from shared.redis_client import Client, Script, translated
 
 
 @dataclass(frozen=True)
 class Credit:
     """The run's admission limits."""
 
-    groups: int  # asked for and not yet applied
+    versions: int  # max_staleness + 1: a group asked for now is applied before so many more are published
+    groups_per_version: int  # applied between two published versions
+    lag: int  # versions behind the latest that the server is to serve
     max_bytes: int  # in the stream
     group_bytes: int  # the most that one group can take
     lease_s: float
-    max_versions_behind: int  # a server farther behind the latest version gets nothing until it has synced
 
 
 @dataclass(frozen=True)
@@ -43,22 +44,21 @@ class Admission:
 
     def __init__(self, client: Client, keys: Keys, server_id: str, credit: Credit) -> None:
         self._client = client
+        self._keys = keys
         self._server_id = server_id
         self._credit = credit
         self._lease_ms = int(credit.lease_s * 1000)
         k = keys
-        self._lease = Script(
-            client,
-            scripts.LEASE,
-            [k.cursor, k.leases, k.owners, k.returned, k.unapplied, k.bytes, k.latest, k.clock, k.desired, k.phase],
-        )
+        counted = [k.cursor, k.leases, k.owners, k.returned, k.unapplied, k.bytes]
+        self._lease = Script(client, scripts.LEASE, [*counted, k.latest, k.clock, k.desired, k.phase, k.parents])
         self._renew = Script(client, scripts.RENEW, [k.owners, k.leases, k.clock])
         self._give_back = Script(client, scripts.GIVE_BACK, [k.leases, k.owners, k.returned, k.attempts])
 
     def lease(self, want: int, served_version: int) -> Grant:
         """Asks for up to `want` prompt indices. Raises StreamError, OutOfMemoryError."""
         c = self._credit
-        arguments = [want, c.groups, c.max_bytes, c.group_bytes, self._lease_ms, served_version, c.max_versions_behind]
+        staleness = [c.versions, c.groups_per_version]
+        arguments = [want, *staleness, c.max_bytes, c.group_bytes, self._lease_ms, served_version, c.lag]
         reason, *indices = self._lease(self._server_id, *arguments)
         return Grant(tuple(int(index) for index in indices), reason.decode())
 
@@ -76,3 +76,15 @@ class Admission:
         if not indices:
             return []
         return [int(n) for n in self._give_back(self._server_id, int(failed), *indices)]
+
+    def held(self) -> list[int]:
+        """The indices that are leased to this server, ascending; after a crash or an outage more than it knows of."""
+        owner = self._server_id.encode()
+        with translated():
+            owners = self._client.hgetall(self._keys.owners)
+        return sorted(int(index) for index, server in owners.items() if server == owner)
+
+    def attempts(self, index: int) -> int:
+        """How often generating this index has failed so far."""
+        with translated():
+            return int(self._client.hget(self._keys.attempts, str(index)) or 0)

@@ -54,6 +54,7 @@ class ControlState:
         self._keys = keys
         self._announce = Script(client, scripts.ANNOUNCE, [keys.epoch, keys.unapplied, keys.latest, keys.parents])
         self._claim = Script(client, scripts.CLAIM_EVALUATION, [keys.evaluation_jobs])
+        self._release = Script(client, scripts.RELEASE_EVALUATION, [keys.evaluation_jobs])
 
     # -- heartbeats -----------------------------------------------------------------------------
     def beat(self, component: str, status: dict[str, Any], ttl_s: float) -> None:
@@ -172,6 +173,10 @@ class ControlState:
     def claim_evaluation(self, policy_version: int, deadline_s: float) -> bool:
         """Leases one evaluation to the caller; False where another server holds it."""
         return bool(self._claim(policy_version, int(deadline_s * 1000)))
+
+    def release_evaluation(self, policy_version: int) -> None:
+        """Gives a claimed evaluation back, so that it can be claimed again at once."""
+        self._release(policy_version)
 
     def finish_evaluation(self, requested: int, result: EvaluationResult) -> None:
         """Stores a result and ends the job that asked for it."""

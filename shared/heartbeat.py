@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -10,11 +11,12 @@ from shared.control import ControlState
 from shared.errors import StreamError
 
 MIN_INTERVAL_S = 0.2  # states that change faster than this are shown at this rate
+MAX_INTERVAL_S = 2.0  # numbers that somebody watches are no older than this
 BEATS_PER_TTL = 3
 
 
 class Heartbeat:
-    """Sends one component's status every third of its time to live, and soon after every change of state."""
+    """Sends one component's status every third of its time to live or sooner, and soon after every change of state."""
 
     def __init__(self, control: ControlState, component: str, ttl_s: float, **status: Any) -> None:
         self._control = control
@@ -58,17 +60,13 @@ class Heartbeat:
         if self._thread.is_alive():
             self._thread.join()
         if leave:
-            try:
+            with suppress(StreamError):  # the entry then runs out by itself
                 self._control.leave(self._component)
-            except StreamError:
-                return  # the entry runs out by itself
 
     def _run(self) -> None:
         while not self._ended.is_set():
             self._changed.clear()
-            try:
+            with suppress(StreamError):  # Redis is away: the next beat tries again
                 self._control.beat(self._component, self.status, self._ttl_s)
-            except StreamError:
-                pass  # Redis is away: the next beat tries again, and its absence is what others see
             self._ended.wait(MIN_INTERVAL_S)
-            self._changed.wait(max(0.0, self._ttl_s / BEATS_PER_TTL - MIN_INTERVAL_S))
+            self._changed.wait(max(0.0, min(self._ttl_s / BEATS_PER_TTL, MAX_INTERVAL_S) - MIN_INTERVAL_S))

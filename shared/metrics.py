@@ -90,6 +90,9 @@ _STEP_GAUGES: dict[str, tuple[str, str]] = {
 }
 assert _STEP_GAUGES.keys() <= {f.name for f in fields(StepRecord)}
 
+STEP_TEXTS: dict[str, str] = {name: text for name, (_, text) in _STEP_GAUGES.items()}
+"""What each number of a StepRecord means."""
+
 
 class RolloutMetrics:
     """What a rollout server exports."""

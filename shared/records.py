@@ -43,8 +43,9 @@ class StepRecord:
 class Dropped:
     """A group that ended without being trained on: kept in the history, counted by reason."""
 
-    prompt_index: int
-    reason: str
+    prompt_index: int  # -1 where the entry has none of this run
+    reason: str  # a short word, as in the metric
     length_mean: float | None  # tokens; None where the group could not be read
     reward_mean: float | None
     at: float  # unix seconds
+    detail: str = ""  # what exactly was wrong

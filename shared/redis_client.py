@@ -61,6 +61,8 @@ def translated() -> Iterator[None]:
         if "OOM" in str(error):
             raise OutOfMemoryError(f"Redis is at maxmemory: {error}") from error
         raise StreamError(f"Redis refused a command: {error}") from error
+    except redis.DataError:  # an argument that cannot be sent: our mistake, and no outage
+        raise
     except redis.RedisError as error:
         raise StreamError(f"Redis cannot be reached: {error}") from error
 

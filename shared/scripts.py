@@ -16,8 +16,8 @@ _CHECK_EPOCH = """
 if redis.call('get', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
 """
 
-# KEYS cursor leases owners returned unapplied bytes latest clock desired phase
-# ARGV server want credit byte_budget group_bytes lease_ms served_version max_versions_behind
+# KEYS cursor leases owners returned unapplied bytes latest clock desired phase parents
+# ARGV server want versions groups_per_version byte_budget group_bytes lease_ms served_version lag
 # -> {reason, index...}: the reason is why fewer than `want` were given, '' if none.
 LEASE = (
     """
@@ -25,7 +25,7 @@ local cursor, leases, owners, returned, unapplied = KEYS[1], KEYS[2], KEYS[3], K
 """
     + _NOW
     + """
-local lease_ms = tonumber(ARGV[6])
+local lease_ms = tonumber(ARGV[7])
 local phase = redis.call('hget', KEYS[10], 'phase')
 if phase == 'finished' or phase == 'failed' then return {phase} end
 if redis.call('hget', KEYS[9], 'paused') == '1' then return {'paused by the operator'} end
@@ -44,15 +44,22 @@ for _, index in ipairs(redis.call('zrangebyscore', leases, '-inf', now)) do
   redis.call('zadd', returned, index, index)
 end
 
-local latest = redis.call('hget', KEYS[7], 'policy_version')
-if not latest then return {'no published version yet'} end
-if tonumber(latest) - tonumber(ARGV[7]) > tonumber(ARGV[8]) then return {'weights are behind'} end
+-- Every version that the server is behind what it is to serve has used up a version's worth of credit.
+local version = redis.call('hget', KEYS[7], 'policy_version')
+if not version then return {'no published version yet'} end
+local versions = tonumber(ARGV[3])
+local behind = -tonumber(ARGV[9])
+while version and version ~= ARGV[8] and behind < versions do
+  version = redis.call('hget', KEYS[11], version)
+  behind = behind + 1
+end
+if behind >= versions or version ~= ARGV[8] then return {'weights are behind'} end
 
 local leased = redis.call('zcard', leases)
-local room = tonumber(ARGV[3]) - leased - redis.call('scard', unapplied)
+local room = (versions - math.max(behind, 0)) * tonumber(ARGV[4]) - leased - redis.call('scard', unapplied)
 local reason = 'staleness credit'
-local free = tonumber(ARGV[4]) - tonumber(redis.call('get', KEYS[6]) or 0)
-local byte_room = math.floor(free / tonumber(ARGV[5])) - leased
+local free = tonumber(ARGV[5]) - tonumber(redis.call('get', KEYS[6]) or 0)
+local byte_room = math.floor(free / tonumber(ARGV[6])) - leased
 if byte_room < room then room, reason = byte_room, 'byte credit' end
 local n = math.min(tonumber(ARGV[2]), room)
 if n >= tonumber(ARGV[2]) then reason = '' end
@@ -238,6 +245,13 @@ redis.call('hset', KEYS[1], ARGV[1], now + tonumber(ARGV[2]))
 return 1
 """
 )
+
+# KEYS evaluation_jobs; ARGV policy_version -> 1 if there was such a job
+RELEASE_EVALUATION = """
+if redis.call('hexists', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('hset', KEYS[1], ARGV[1], 0)
+return 1
+"""
 
 # KEYS members heartbeat; ARGV component status ttl_ms
 HEARTBEAT = (

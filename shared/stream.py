@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-import redis
-
 from shared import scripts
-from shared.errors import StreamError
+from shared.errors import OutOfMemoryError, StreamError
 from shared.intervals import Intervals
 from shared.keys import Keys
 from shared.redis_client import BLOCK_S, Client, Script, translated
@@ -107,10 +105,13 @@ class GroupReader:
     def open(self, finished: Intervals) -> None:
         """Creates the consumer group if need be and rebuilds the credits from ledger, stream and leases."""
         try:
-            self._client.xgroup_create(self._keys.groups, CONSUMER_GROUP, id="0", mkstream=True)
-        except redis.ResponseError as error:
+            with translated():
+                self._client.xgroup_create(self._keys.groups, CONSUMER_GROUP, id="0", mkstream=True)
+        except OutOfMemoryError:
+            pass  # refused even where the group exists; if it does not, `read` says so
+        except StreamError as error:
             if "BUSYGROUP" not in str(error):
-                raise StreamError(f"Redis refused a command: {error}") from error
+                raise
         self._restore(self._epoch, *(bound for pair in finished.pairs() for bound in pair))
         self._reread_from = "0"
 

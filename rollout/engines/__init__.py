@@ -1,0 +1,1 @@
+"""The generation engines, all behind `base.Engine`."""

@@ -20,16 +20,28 @@ class Engine(Protocol):
         """The version whose weights draw tokens now."""
         ...
 
+    @property
+    def failure(self) -> str | None:
+        """Why the engine is dead, or None. An `EngineError` of a living engine concerns one request."""
+        ...
+
     async def start(self, folder: Path, policy_version: int) -> None:
         """Load the Hugging Face model folder and be ready to generate."""
         ...
 
     async def generate(self, prompt_ids: Int32Array, n: int, sampling: SamplingSettings) -> list[Completion]:
-        """Draw n completions of the prompt [P]; their tokens carry the versions that drew them."""
+        """Draw n completions of the prompt [P]; their tokens carry the versions that drew them.
+
+        Temperature 0 takes the most likely token; its log-probs are then those of temperature 1.
+        """
         ...
 
     async def load(self, folder: Path, policy_version: int) -> float:
-        """Replace the weights while requests go on; returns the seconds that generation paused."""
+        """Replace the weights while requests go on; returns the seconds that generation paused.
+
+        A folder that cannot be served raises EngineError and changes nothing. A switch that fails
+        half-way leaves the engine dead.
+        """
         ...
 
     async def logprobs(self, token_ids: Int32Array) -> Float32Array:

@@ -12,7 +12,7 @@ from shared.types import Completion, FinishReason, Float32Array, VersionSpan
 
 # Some layers of vLLM write this where a log-prob is missing, NaN or -inf.
 MISSING_LOGPROB = -9999.0
-FINISH_REASONS = ("stop", "length", "abort")
+FINISH_REASONS = ("stop", "length")  # an aborted completion ended for reasons of ours, not its own
 
 
 class FlatLogprobs(Protocol):

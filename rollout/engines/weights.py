@@ -6,12 +6,15 @@ of that length ({name: {dtype, shape, data_offsets}}), then the data.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from shared.errors import EngineError
 
@@ -118,14 +121,24 @@ def write_untied_copy(folder: Path, target: Path) -> None:
     Weight files are linked, not copied; only config, index and the output layer are written.
     """
     tensors = list_tensors(folder)
+    embedding = _embedding(folder, tensors)
     target.mkdir(parents=True)
     for file in folder.iterdir():
         if file.name not in ("config.json", INDEX_FILE):
-            (target / file.name).symlink_to(file.resolve())
+            (target / _linked_name(file)).symlink_to(file.resolve())
     _write_config(folder, target)
+    weight_map = {name: _linked_name(tensor.file) for name, tensor in tensors.items()}
     if LM_HEAD not in tensors:
-        _write_lm_head(_embedding(folder, tensors), target / LM_HEAD_FILE)
-        _write_index(folder, target)
+        weight_map[LM_HEAD] = LM_HEAD_FILE
+        _write_lm_head(embedding, target / LM_HEAD_FILE)
+    elif not np.array_equal(_bytes_of(tensors[LM_HEAD]), _bytes_of(embedding)):
+        raise EngineError(f"{folder}: config.json ties {LM_HEAD} to the embedding, the files do not")
+    (target / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def _linked_name(file: Path) -> str:
+    """Readers take a lone model.safetensors for the whole model and skip the index: it gets another name."""
+    return f"body-{file.name}" if file.suffix == ".safetensors" else file.name
 
 
 def _embedding(folder: Path, tensors: Mapping[str, StoredTensor]) -> StoredTensor:
@@ -133,6 +146,10 @@ def _embedding(folder: Path, tensors: Mapping[str, StoredTensor]) -> StoredTenso
     if len(found) != 1:
         raise EngineError(f"{folder}: expected one embed_tokens.weight to untie, found {found or 'none'}")
     return tensors[found[0]]
+
+
+def _bytes_of(tensor: StoredTensor) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.memmap(tensor.file, np.uint8, "r", tensor.start, (tensor.end - tensor.start,))
 
 
 def _write_config(folder: Path, target: Path) -> None:
@@ -159,16 +176,32 @@ def _write_lm_head(embedding: StoredTensor, file: Path) -> None:
             size -= len(chunk)
 
 
-def _write_index(folder: Path, target: Path) -> None:
-    """Without an entry in the index, a reader that goes by it would skip the output layer's file."""
-    source = folder / INDEX_FILE
-    if not source.exists():
-        return
-    index = json.loads(source.read_text())
-    index["weight_map"][LM_HEAD] = LM_HEAD_FILE
-    (target / INDEX_FILE).write_text(json.dumps(index))
+class ServedWeights:
+    """The folder an engine serves from: the one it was given, or an untied private copy of it."""
 
+    def __init__(self, first: Path, copies: Path, *, untie: bool) -> None:
+        """`copies` is a folder to write copies in, should `untie` ask for them and the model be tied."""
+        self._layout = list_tensors(first)
+        self._copies = copies
+        self._untie = untie and is_tied(first)
+        self._count = itertools.count()
+        self._copy: Path | None = None  # the one being served
 
-def remove_folder(folder: Path) -> None:
-    """Remove a private copy; links are removed, never what they point at."""
-    shutil.rmtree(folder, ignore_errors=True)
+    def prepare(self, folder: Path) -> Path:
+        """Check that the folder can take the place of what is served; return the folder to load.
+
+        Raises:
+            EngineError: nothing has changed then.
+        """
+        check_same_layout(self._layout, list_tensors(folder))
+        if not self._untie:
+            return folder.resolve()
+        copy = self._copies / f"untied-{next(self._count)}"
+        write_untied_copy(folder, copy)
+        return copy
+
+    def loaded(self, prepared: Path) -> None:
+        """Note that a prepared folder is served now; the copy before it is removed (its links, not their targets)."""
+        if self._copy is not None:
+            shutil.rmtree(self._copy, ignore_errors=True)
+        self._copy = prepared if self._untie else None

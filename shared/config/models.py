@@ -38,19 +38,28 @@ class RunConfig(Section):
 class TinyModelConfig(Section):
     """A small Qwen3 that the project makes itself: tokenizer, weights, a short supervised warm start."""
 
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Of the weights and of the warm start; independent of the run's, so that runs can share one model."""
     vocab_size: int = Field(512, ge=300, le=65_536)
-    hidden_size: int = Field(128, ge=32, le=4096)
-    intermediate_size: int = Field(384, ge=32, le=16_384)
-    num_hidden_layers: int = Field(4, ge=1, le=64)
+    """The most entries that the tokenizer may have."""
+    hidden_size: int = Field(128, ge=16, le=4096)
+    intermediate_size: int = Field(256, ge=16, le=16_384)
+    num_hidden_layers: int = Field(3, ge=1, le=64)
     num_attention_heads: int = Field(4, ge=1, le=64)
     num_key_value_heads: int = Field(2, ge=1, le=64)
     head_dim: Literal[32, 64, 128] = 32
+    max_position_embeddings: int = Field(512, ge=32, le=1_048_576)
     tie_word_embeddings: bool = True
-    warm_start_examples: int = Field(20_000, ge=1)
-    """Training prompts with their solutions, taken from the far end of the prompt order."""
-    warm_start_steps: int = Field(500, ge=1)
-    warm_start_batch: int = Field(128, ge=1)
-    warm_start_learning_rate: float = Field(1e-3, gt=0, le=1)
+    warm_start_examples: int = Field(4000, ge=512)
+    """Solved questions; the last 256 measure, the others are learned from."""
+    warm_start_pool: int = Field(240, ge=1)
+    """Examples that it begins with. A small pool seen often gives a policy that samples as well as it decodes."""
+    warm_start_accuracy: float = Field(0.12, gt=0, le=1)
+    """Greedy accuracy on the measuring examples at which it ends; below it, the pool grows."""
+    warm_start_steps: int = Field(1200, ge=1)
+    """The most optimizer steps."""
+    warm_start_batch: int = Field(32, ge=1)
+    warm_start_learning_rate: float = Field(2e-3, gt=0, le=1)
 
 
 class ModelConfig(Section):
@@ -284,11 +293,6 @@ class Config(Section):
     def synchronous(self) -> bool:
         """True for the on-policy run: every group is drawn by the version that it updates."""
         return self.admission.max_staleness == 0 and self.rollout.lag == 0
-
-    @property
-    def staleness_credit(self) -> int:
-        """Groups that may be asked for and not yet applied: (max_staleness + 1) x groups per publish."""
-        return (self.admission.max_staleness + 1) * self.learner.groups_per_publish
 
     @property
     def group_bytes_bound(self) -> int:

@@ -1,6 +1,7 @@
 """Admission on a real Redis: two credits, leases that return, prompts neither skipped nor doubled."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from shared.keys import Keys
 from shared.redis_client import Client
 from shared.stream import Appended, GroupReader, GroupWriter, backlog
 
-CREDIT = Credit(groups=6, max_bytes=10_000, group_bytes=1_000, lease_s=30, max_versions_behind=2)
+CREDIT = Credit(versions=3, groups_per_version=2, lag=0, max_bytes=10_000, group_bytes=1_000, lease_s=30)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_credit_returns_only_with_the_publish_that_the_groups_went_into(
         assert writer.append(index, f"t:{index}", b"x") is Appended.STORED
     assert a.lease(1, 0).indices == ()
     control.announce(epoch, Latest(1, 0, 1), 0, [0, 1, 2])
-    assert a.lease(6, 0).indices == (6, 7, 8)
+    assert a.lease(6, served_version=1).indices == (6, 7, 8)
 
 
 def test_a_dropped_group_gives_its_credit_back_at_once(client: Client, keys: Keys, reader: GroupReader) -> None:
@@ -75,7 +76,7 @@ def test_a_dropped_group_gives_its_credit_back_at_once(client: Client, keys: Key
 def test_byte_credit_counts_what_redis_holds_and_a_bound_for_every_lease(
     client: Client, keys: Keys, reader: GroupReader
 ) -> None:
-    tight = Credit(groups=100, max_bytes=3_500, group_bytes=1_000, lease_s=30, max_versions_behind=2)
+    tight = replace(CREDIT, groups_per_version=50, max_bytes=3_500)
     a, writer = server(client, keys, credit=tight), GroupWriter(client, keys, "s0")
     grant = a.lease(9, 0)
     assert (grant.indices, grant.reason) == ((0, 1, 2), "byte credit")
@@ -89,13 +90,39 @@ def test_byte_credit_counts_what_redis_holds_and_a_bound_for_every_lease(
     assert a.lease(9, 0).indices == (3, 4, 5)
 
 
-def test_a_server_with_old_weights_gets_nothing_until_it_has_synced(
+def test_every_version_that_a_server_is_behind_costs_it_a_version_s_worth_of_credit(
     client: Client, keys: Keys, control: ControlState, epoch: int, reader: GroupReader
 ) -> None:
+    """Its next group would be that much staler already: the bound on staleness would not hold."""
     for version in (1, 2, 3):
         control.announce(epoch, Latest(version, version - 1, version), 0, [])
-    assert server(client, keys).lease(1, served_version=0).reason == "weights are behind"
-    assert server(client, keys).lease(1, served_version=1).indices == (0,)
+    a = server(client, keys)
+    assert a.lease(9, served_version=0).reason == "weights are behind"
+    assert a.lease(9, served_version=1).indices == (0, 1)
+    assert a.lease(9, served_version=2).indices == (2, 3)
+    assert a.lease(9, served_version=3).indices == (4, 5)
+
+
+def test_with_max_staleness_0_nothing_is_drawn_before_the_latest_version_is_served(
+    client: Client, keys: Keys, control: ControlState, epoch: int, reader: GroupReader
+) -> None:
+    a = server(client, keys, credit=replace(CREDIT, versions=1))
+    control.announce(epoch, Latest(1, 0, 1), 0, [])
+    assert a.lease(1, served_version=0).reason == "weights are behind"
+    assert a.lease(9, served_version=1).indices == (0, 1)
+
+
+def test_a_lag_that_was_asked_for_costs_nothing_and_is_counted_along_the_ancestry(
+    client: Client, keys: Keys, control: ControlState, epoch: int, reader: GroupReader
+) -> None:
+    """After a restore the numbers jump: 9 is the child of 2."""
+    for version, parent in ((1, 0), (2, 1), (9, 2), (10, 9)):
+        control.announce(epoch, Latest(version, parent, version), 0, [])
+    lagging = server(client, keys, credit=replace(CREDIT, versions=1, lag=2))
+    assert lagging.lease(9, served_version=1).reason == "weights are behind"
+    assert lagging.lease(9, served_version=7).reason == "weights are behind"  # of no known ancestor
+    assert lagging.lease(1, served_version=2).indices == (0,)
+    assert lagging.lease(1, served_version=9).indices == (1,)
 
 
 def test_an_operator_and_the_end_of_the_run_stop_admission(
@@ -138,7 +165,7 @@ def wait_for_leases_to_run_out(client: Client, keys: Keys, seconds: float) -> No
 def test_leases_of_a_dead_server_return_and_a_late_append_of_it_is_refused(
     client: Client, keys: Keys, reader: GroupReader
 ) -> None:
-    short = Credit(groups=6, max_bytes=10_000, group_bytes=1_000, lease_s=0.3, max_versions_behind=2)
+    short = replace(CREDIT, lease_s=0.3)
     dead, alive = server(client, keys, "dead", short), server(client, keys, "alive", short)
     assert dead.lease(2, 0).indices == (0, 1)
     wait_for_leases_to_run_out(client, keys, 0.3)
@@ -163,7 +190,7 @@ def test_after_a_silence_of_redis_everybody_gets_one_lease_time_of_grace(
     client: Client, keys: Keys, reader: GroupReader
 ) -> None:
     """Nobody could renew while Redis was away: that must not cost a living server its leases."""
-    short = Credit(groups=6, max_bytes=10_000, group_bytes=1_000, lease_s=0.2, max_versions_behind=2)
+    short = replace(CREDIT, lease_s=0.2)
     a, b = server(client, keys, "a", short), server(client, keys, "b", short)
     a.lease(2, 0)
     now = client.time()[0] * 1000

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shared.config import Config, load_config
+from shared.config import load_config
 from shared.config.load import dump_config
 from shared.errors import ConfigError
 
@@ -36,9 +36,13 @@ def test_what_is_shown_can_be_read_back_and_holds_no_secret(tmp_path: Path) -> N
     assert again == config
 
 
-def test_the_defaults_are_a_valid_configuration() -> None:
-    assert Config().staleness_credit == (4 + 1) * 32
-    assert not Config().synchronous
+def test_what_is_derived_from_the_configuration() -> None:
+    config = load_config(
+        None, ["learner.publish_every=8", "learner.minibatches=2", "learner.passes=2", "learner.checkpoint_every=8"], {}
+    )
+    assert (config.learner.steps_per_batch, config.learner.groups_per_publish) == (4, 64)
+    assert not config.synchronous
+    assert load_config(None, ["admission.max_staleness=0"], {}).synchronous
 
 
 @pytest.mark.parametrize(

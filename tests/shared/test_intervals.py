@@ -35,3 +35,13 @@ def test_a_negative_value_is_refused_and_a_copy_is_independent() -> None:
     assert 4 not in original
     with pytest.raises(ValueError, match="negative"):
         original.add(-1)
+
+
+@given(st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)))
+def test_without_is_the_difference_of_sets(values: set[int], gone: set[int]) -> None:
+    intervals = Intervals()
+    for value in values:
+        intervals.add(value)
+    rest = intervals.without(gone)
+    assert {i for first, last in rest.pairs() for i in range(first, last + 1)} == values - gone
+    assert len(intervals) == len(values), "the original is as it was"

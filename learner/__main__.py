@@ -1,0 +1,61 @@
+"""`python -m learner --config FILE [--set a.b=c ...]`: trains until the run is over."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from shared.config import Config, load_config
+from shared.errors import ConfigError, TrustbatchError
+from shared.process import StopFlag, guard
+
+PARENT = "TRUSTBATCH_PARENT_PID"
+
+
+def main() -> int:
+    """The process. 0: the run is over or was stopped in order; 1: it failed; 2: it cannot begin."""
+    parent = os.environ.get(PARENT)
+    guard(int(parent) if parent else None)
+    parser = argparse.ArgumentParser(prog="python -m learner", description="Trains the policy of one run.")
+    parser.add_argument("--config", type=Path, help="the run's YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a key of the file")
+    arguments = parser.parse_args()
+    try:
+        return train(load_config(arguments.config, arguments.set))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def train(config: Config) -> int:
+    """Runs the learner of a configuration. Raises ConfigError."""
+    from shared.log import configure
+
+    log = configure(config.run.id, "learner")
+    stop = StopFlag().install()
+
+    from learner.loop import Learner  # torch and transformers take seconds to load
+    from learner.model import use_configured_threads
+    from shared.metrics import LearnerMetrics, serve
+    from shared.redis_client import connect
+
+    use_configured_threads()
+    metrics = LearnerMetrics()
+    try:
+        _, _, address = serve(metrics.registry, config.metrics.host, config.metrics.port)
+    except OSError as error:
+        raise ConfigError(f"metrics.host and metrics.port: cannot listen there: {error}") from None
+    try:
+        Learner(config, connect(config), log, stop, metrics, address).run()
+    except ConfigError:
+        raise
+    except TrustbatchError as error:
+        log.error("failed", reason=str(error), error=type(error).__name__)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

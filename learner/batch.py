@@ -1,0 +1,181 @@
+"""Groups to tensors: trained tokens flattened, micro-batches padded. Pure functions.
+
+B trajectories of a step, b of a micro-batch, L their padded length, n trained tokens of the micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from learner.objective.advantages import Normalization, group_advantages, has_signal
+from shared.types import Group, Trajectory
+
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward and backward pass sees."""
+
+    input_ids: Tensor  # [b, L] int64, prompt and completion, padded on the right with 0
+    rows: Tensor  # [n] int64, of the trained tokens in input_ids
+    columns: Tensor  # [n] int64, at least 1
+    temperature: Tensor  # [n] float32
+    behavior_logprobs: Tensor  # [n] float32, nats
+    advantages: Tensor  # [n] float32
+    sequence_of: Tensor  # [n] int64, index of the token's trajectory within the step
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on another device."""
+        return MicroBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    @property
+    def trained_tokens(self) -> int:
+        """The trained tokens, n."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """All that one optimizer step is made of. Token arrays follow the order of the micro-batches."""
+
+    groups: tuple[Group, ...]
+    micro_batches: tuple[MicroBatch, ...]
+    rewards: Float64Array  # [B]
+    signal_share: float  # of groups with unequal rewards
+    versions: Int64Array  # [trained tokens]
+
+    @property
+    def trajectories(self) -> tuple[Trajectory, ...]:
+        """The trajectories of all groups, in order."""
+        return tuple(t for group in self.groups for t in group.trajectories)
+
+    @property
+    def trained_tokens(self) -> int:
+        """The trained tokens of the step."""
+        return len(self.versions)
+
+    def staleness(self, of: Callable[[int], int]) -> Int64Array:
+        """The staleness of every trained token, given that of a version."""
+        known, where = np.unique(self.versions, return_inverse=True)
+        return np.array([of(int(version)) for version in known], dtype=np.int64)[where]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One trajectory, ready to be padded."""
+
+    index: int  # within the step
+    ids: npt.NDArray[np.int32]  # [P + T]
+    trained: Int64Array  # [k], positions in ids
+    trajectory: Trajectory
+    advantage: float
+
+
+def batch_rewards(groups: Sequence[Group], shuffle_seed: Sequence[int] | None = None) -> list[Float64Array]:
+    """The rewards of each group, in order.
+
+    Args:
+        groups: of the whole batch.
+        shuffle_seed: if given, rewards are permuted among all trajectories of the batch, always in the same
+            way for the same seed: the control experiment in which nothing can be learned.
+
+    """
+    rewards = np.array([t.reward for group in groups for t in group.trajectories], dtype=np.float64)
+    if shuffle_seed is not None:
+        rewards = np.random.default_rng(list(shuffle_seed)).permutation(rewards)
+    return np.split(rewards, np.cumsum([group.group_size for group in groups])[:-1])
+
+
+def build_step(
+    groups: Sequence[Group],
+    rewards: Sequence[Float64Array],
+    normalization: Normalization,
+    micro_batch_tokens: int,
+) -> StepBatch:
+    """Turns the groups of one optimizer step into tensors.
+
+    Args:
+        groups: at least one, with at least one trained token among them; no empty prompt.
+        rewards: of each group, [G] each.
+        normalization: how advantages are made of rewards.
+        micro_batch_tokens: most padded tokens of a micro-batch; a longer trajectory goes alone.
+
+    """
+    flat = torch.from_numpy(np.concatenate(rewards))
+    group_of = torch.from_numpy(np.repeat(np.arange(len(groups)), [len(r) for r in rewards]))
+    advantages = group_advantages(flat, group_of, normalization).tolist()
+    rows = _rows(groups, advantages)
+    cuts = cut([len(row.ids) for row in rows], micro_batch_tokens)
+    pieces = [[rows[i] for i in piece] for piece in cuts]
+    return StepBatch(
+        groups=tuple(groups),
+        micro_batches=tuple(_pad(piece) for piece in pieces),
+        rewards=flat.numpy(),
+        signal_share=has_signal(flat, group_of).double().mean().item(),
+        versions=np.concatenate([_versions(row) for piece in pieces for row in piece]),
+    )
+
+
+def cut(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of trajectories in micro-batches of at most `budget` padded tokens, longest first.
+
+    Sorting by length keeps the padding small; a single trajectory above the budget goes alone.
+    """
+    pieces: list[list[int]] = []
+    longest = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if pieces and longest * (len(pieces[-1]) + 1) <= budget:
+            pieces[-1].append(i)
+        else:
+            pieces.append([i])
+            longest = lengths[i]
+    return pieces
+
+
+def _rows(groups: Sequence[Group], advantages: Sequence[float]) -> list[_Row]:
+    """The trajectories that have something to train on."""
+    rows = []
+    pairs = [(group.prompt_ids, t) for group in groups for t in group.trajectories]
+    for index, (prompt, t) in enumerate(pairs):
+        trained = np.flatnonzero(t.loss_mask) + len(prompt)
+        if len(trained):
+            rows.append(_Row(index, np.concatenate((prompt, t.token_ids)), trained, t, advantages[index]))
+    return rows
+
+
+def _pad(piece: Sequence[_Row]) -> MicroBatch:
+    ids = np.zeros((len(piece), max(len(row.ids) for row in piece)), dtype=np.int64)
+    for i, row in enumerate(piece):
+        ids[i, : len(row.ids)] = row.ids
+    sizes = torch.tensor([len(row.trained) for row in piece])
+
+    def spread(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).repeat_interleave(sizes)
+
+    behavior = np.concatenate([row.trajectory.behavior_logprobs[_own(row)] for row in piece])
+    return MicroBatch(
+        input_ids=torch.from_numpy(ids),
+        rows=spread(range(len(piece)), torch.int64),
+        columns=torch.from_numpy(np.concatenate([row.trained for row in piece])),
+        temperature=spread([row.trajectory.sampling.temperature for row in piece], torch.float32),
+        behavior_logprobs=torch.from_numpy(behavior.astype(np.float32)),
+        advantages=spread([row.advantage for row in piece], torch.float32),
+        sequence_of=spread([row.index for row in piece], torch.int64),
+    )
+
+
+def _versions(row: _Row) -> Int64Array:
+    return row.trajectory.token_versions()[_own(row)]
+
+
+def _own(row: _Row) -> Int64Array:
+    """Positions of the trained tokens within the trajectory's own arrays."""
+    return row.trained - (len(row.ids) - row.trajectory.length)

@@ -1,0 +1,95 @@
+"""The run folder's line files: history, evaluations, dropped groups. They hold the surviving lineage only.
+
+What a restore abandons is moved to `<name>.abandoned.jsonl`, so every line of the file itself is true.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from shared.control import EvaluationResult
+from shared.errors import StoreError
+from shared.records import Dropped, StepRecord
+from shared.store import write_durably
+
+
+def plain(record: StepRecord | Dropped | EvaluationResult) -> dict[str, Any]:
+    """A record as JSON can hold it: numbers that are not finite become null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(record).items()
+    }
+
+
+class LineFile:
+    """A file of one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds a line; it survives the end of the process, and a power loss once `sync` returned."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error}") from error
+
+    def sync(self) -> None:
+        """Makes the lines durable."""
+        if self.path.exists():
+            with self.path.open("a") as file:
+                os.fsync(file.fileno())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The whole lines."""
+        return [row for _, row in self._lines() if row is not None]
+
+    def abandon(self, survives: Callable[[dict[str, Any]], bool]) -> int:
+        """Moves lines that do not survive, and torn ones, to the abandoned file. Returns how many."""
+        lines = self._lines()
+        gone = [text for text, row in lines if row is None or not survives(row)]
+        if gone:
+            with self.path.with_suffix(".abandoned.jsonl").open("a") as file:
+                file.write("".join(text + "\n" for text in gone))
+                file.flush()
+                os.fsync(file.fileno())
+            kept = [text + "\n" for text, row in lines if row is not None and survives(row)]
+            write_durably(self.path, "".join(kept).encode())
+        return len(gone)
+
+    def _lines(self) -> list[tuple[str, dict[str, Any] | None]]:
+        """Every line's text and, unless it is torn, its object."""
+        if not self.path.exists():
+            return []
+        return [(text, _parse(text)) for text in self.path.read_text(errors="replace").splitlines()]
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+class RunFiles:
+    """The line files of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.history = LineFile(folder / "history.jsonl")
+        self.evaluations = LineFile(folder / "evaluations.jsonl")
+        self.dropped = LineFile(folder / "dropped.jsonl")
+
+    def sync(self) -> None:
+        """Makes every line durable: a checkpoint must not know of a step that the history lacks."""
+        for file in (self.history, self.evaluations, self.dropped):
+            file.sync()

@@ -1,0 +1,296 @@
+"""The learner's life: start, iterate until training is over or somebody asks it to stop, end in order."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import suppress
+
+from learner.checkpoint import CheckpointStore
+from learner.ending import await_evaluation, save_model
+from learner.evaluations import Evaluations
+from learner.files import RunFiles
+from learner.model import PolicyModel, choose_device
+from learner.patience import Patience
+from learner.publish import Publisher
+from learner.startup import abandon_lines, await_predecessor, report_changes, restore, take_epoch
+from learner.step import make_optimizer
+from learner.training import Parts, Training
+from shared.config import Config
+from shared.control import LEARNER, ControlState, Phase
+from shared.errors import DeadlineError, FencedError, StreamError
+from shared.heartbeat import Heartbeat
+from shared.keys import Keys
+from shared.log import Logger
+from shared.metrics import LearnerMetrics
+from shared.process import Deadline, StopFlag
+from shared.redis_client import Client
+from shared.store import PolicyStore
+from shared.stream import Backlog, GroupReader, backlog
+
+PAUSE_POLL_S = 0.2
+REOPEN_S = 2.0  # between two tries to see groups that were delivered but not received
+LONGEST_PROBE = 32  # tokens
+
+
+class Learner:
+    """One learner of one run: `run` is its whole life; tests drive `start`, `iterate` and the stages."""
+
+    training: Training
+    evaluations: Evaluations
+
+    def __init__(
+        self,
+        config: Config,
+        client: Client,
+        log: Logger,
+        stop: StopFlag,
+        metrics: LearnerMetrics,
+        metrics_address: str = "",
+    ) -> None:
+        self.config = config
+        self.log = log
+        self.metrics = metrics
+        self._client = client
+        self._stop = stop
+        self._keys = Keys(config.run.id)
+        self.control = ControlState(client, self._keys)
+        self.heartbeat = Heartbeat(
+            self.control,
+            LEARNER,
+            config.admission.lease_s,
+            kind="learner",
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            metrics=metrics_address,
+            step=0,
+            policy_version=-1,
+            epoch=0,
+        )
+        self._patiently = Patience(self._reopen, self.heartbeat.set_state, stop, log)
+        self._phase: Phase | None = None
+        self._idle: Deadline | None = None
+        self._opened_at = time.monotonic()
+
+    def run(self) -> None:
+        """From start to end. Raises what ended it early; the run's phase then says so."""
+        try:
+            self.start()
+            while self.iterate():
+                pass
+            if not self._stop:
+                self.finish()
+            if self._stop:
+                self.halt()
+        except FencedError as error:
+            self.log.error("fenced", reason=str(error))
+            self.heartbeat.stop(leave=False)  # the name belongs to the other learner now
+            raise
+        except Exception as error:
+            self._fail(error)
+            raise
+        self.heartbeat.stop()
+
+    # -- start ----------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Takes the run over: afterwards there is a version to serve and the stream is open."""
+        config = self.config
+        lease_s = config.admission.lease_s
+        self._patiently("see whether another learner lives", lambda: await_predecessor(self.control, lease_s))
+        self.heartbeat.start()
+        self._tell_phase("starting")
+        files = RunFiles(config.run.folder)
+        self.training = self._begin(files)
+        self._patiently("open the stream", self._reopen)
+        self.evaluations = Evaluations(self.control, files, self._patiently, config.learner.target_heldout_accuracy)
+        self.evaluations.request(self.training.lineage.latest)
+        self._tell_phase("running")
+        self.log.info("started", step=self.training.step, policy_version=self.training.lineage.latest)
+
+    def _begin(self, files: RunFiles) -> Training:
+        """Restores the newest good checkpoint, if any, and publishes the weights to begin with."""
+        config = self.config
+        checkpoints = CheckpointStore(config.run.folder / "checkpoints", config.learner.keep_checkpoints, self._warn)
+        store = PolicyStore(config.run.folder / "policy")
+        epoch = self._patiently("take an epoch", lambda: take_epoch(self.control, checkpoints))
+        self.heartbeat.set_state("loading the model", epoch=epoch)
+        policy = PolicyModel.load(config.model.path, config.model.dtype, choose_device(config.learner.device))
+        optimizer = make_optimizer(policy, config.learner)
+        begin, checkpoint = self._patiently(
+            "read the published versions", lambda: restore(checkpoints, store, self.control, policy, optimizer)
+        )
+        abandoned = abandon_lines(files, begin)
+        if checkpoint is not None:
+            report_changes(checkpoint.state.config, config, self.log)
+            self.log.info("restored", checkpoint=checkpoint.name, step=begin.step, abandoned_steps=abandoned)
+        reader = GroupReader(self._client, self._keys, epoch)
+        longest = min(LONGEST_PROBE, getattr(config.rollout.engine, "max_model_len", LONGEST_PROBE))
+        publisher = Publisher(store, self.control, reader, epoch, policy, longest)
+        training = Training(
+            Parts(
+                config,
+                epoch,
+                self.control,
+                reader,
+                files,
+                checkpoints,
+                publisher,
+                policy,
+                optimizer,
+                self._patiently,
+                self.heartbeat,
+                self.metrics,
+                self.log,
+            ),
+            begin,
+        )
+        training.publish_version(begin.parent)
+        return training
+
+    # -- iterate --------------------------------------------------------------------------------
+    def iterate(self) -> bool:
+        """One unit of work: a read of the stream and, where that fills a batch, all that follows.
+
+        Returns:
+            False when training is over or the process was asked to stop.
+
+        """
+        if self._stop or self.over:
+            return False
+        self._look_at_evaluations()
+        if self._paused() or not self._collected():
+            return True
+        training = self.training
+        training.train(training.intake.take())
+        if training.publish_due:
+            training.publish(self.evaluations)
+        training.record()
+        if training.checkpoint_due or training.is_pressed(self._backlog(), waiting=False):
+            training.write_checkpoint()
+            training.delete_finished()
+        return True
+
+    @property
+    def over(self) -> str:
+        """Why training is over; '' while it is not."""
+        learner, reached = self.config.learner, self.evaluations.reached
+        if reached is not None:
+            found = f"held-out accuracy {reached.accuracy:.3f} of version {reached.policy_version}"
+            return f"{found} reached the target {learner.target_heldout_accuracy}"
+        return f"all {learner.steps} steps are done" if self.training.step >= learner.steps else ""
+
+    def _collected(self) -> bool:
+        """True when a batch is complete. Raises DeadlineError where no usable group came for too long."""
+        training, wanted = self.training, self.config.learner.groups_per_batch
+        held = len(training.intake.held)
+        self.heartbeat.set_state(f"waiting for groups ({held} of {wanted})")
+        if self._idle is None:
+            self._idle = Deadline("groups", self.config.learner.idle_deadline_s)
+        if training.collect():
+            self._idle = None
+            return True
+        now = self._backlog()
+        if len(training.intake.held) > held:
+            self._idle = None
+        elif self._idle.remaining == 0.0:
+            raise DeadlineError(self._what_is_missing(now))
+        elif training.is_blind(now) and time.monotonic() - self._opened_at > REOPEN_S:
+            self._patiently("read delivered groups again", self._reopen)
+        if training.is_pressed(now, waiting=True):
+            training.write_checkpoint()
+            training.delete_finished()
+        return False
+
+    def _paused(self) -> bool:
+        if not self._patiently("see whether the run is paused", self.control.paused):
+            if self._phase == "paused":
+                self._tell_phase("running")
+            return False
+        if self._phase != "paused":
+            self._tell_phase("paused", "by the operator")
+        self.heartbeat.set_state("paused by the operator")
+        self._idle = None
+        time.sleep(PAUSE_POLL_S)
+        self.training.discount_wait()
+        return True
+
+    def _look_at_evaluations(self) -> None:
+        for result in self.evaluations.collect(self.training.lineage):
+            self.log.info("evaluation", policy_version=result.policy_version, accuracy=result.accuracy)
+
+    def _backlog(self) -> Backlog:
+        now = self._patiently("read the backlog", lambda: backlog(self._client, self._keys))
+        self.metrics.backlog_groups.set(now.unapplied)
+        self.metrics.backlog_bytes.set(now.bytes)
+        return now
+
+    def _what_is_missing(self, now: Backlog) -> str:
+        """The message of an idle deadline: what was waited for, and who might have brought it."""
+        learner, training = self.config.learner, self.training
+        members = self._patiently("see who is there", self.control.members)
+        servers = [name for name, status in members.items() if status and status.get("kind") == "rollout"]
+        dropped = ", ".join(f"{reason} {n}" for reason, n in sorted(training.ledger.dropped.items()))
+        return (
+            f"waited {learner.idle_deadline_s:g} s for groups ({len(training.intake.held)} of "
+            f"{learner.groups_per_batch} are here, {now.leased} are asked for); living rollout servers: "
+            f"{', '.join(servers) or 'none, start one'}; dropped so far: {dropped or 'none'}"
+        )
+
+    # -- end ------------------------------------------------------------------------------------
+    def finish(self) -> None:
+        """Publishes, checkpoints and saves the last weights, waits for their evaluation, ends the run."""
+        reason = self.over
+        self._save_all()
+        lineage = self.training.lineage
+        self.evaluations.request(lineage.latest)
+        self.heartbeat.set_state("saving the trained model")
+        save_model(self.training.parts.policy, self.config.model.path, self.config.run.folder / "model")
+        deadline = Deadline("the last evaluation", self.config.evaluation.deadline_s)
+        missing = await_evaluation(self.evaluations, lineage, deadline, self._stop, self.heartbeat.set_state)
+        if not self._stop:
+            self._tell_phase("finished", f"{reason}; {missing}" if missing else reason)
+            self.heartbeat.set_state("finished")
+            self.log.info("finished", reason=reason, missing=missing, step=self.training.step)
+
+    def halt(self) -> None:
+        """An orderly stop: what was trained is published and saved, and the next start goes on from there."""
+        self.heartbeat.set_state("stopping")
+        try:
+            self._save_all()
+            self._tell_phase("stopped", self._stop.reason)
+        except FencedError:
+            raise
+        except StreamError as error:
+            self.log.warning("stopped without a last checkpoint: Redis is away", error=str(error))
+        self.log.info("stopped", reason=self._stop.reason, step=self.training.step)
+
+    def _save_all(self) -> None:
+        training = self.training
+        if training.unpublished:
+            training.publish(self.evaluations)
+        training.record()
+        if training.unsaved:
+            training.write_checkpoint()
+            training.delete_finished()
+
+    def _fail(self, error: Exception) -> None:
+        reason = str(error) or type(error).__name__
+        self.heartbeat.set_state("failed")
+        with suppress(StreamError):
+            self.control.set_phase("failed", reason)
+        self.heartbeat.stop()
+
+    # -- Redis ----------------------------------------------------------------------------------
+    def _tell_phase(self, phase: Phase, reason: str = "") -> None:
+        self._phase = phase
+        self._patiently.tell("tell the phase", lambda: self.control.set_phase(phase, reason))
+
+    def _reopen(self) -> None:
+        """After an outage; before the learner has begun there is nothing to open."""
+        if hasattr(self, "training"):
+            self.training.reopen()
+            self._opened_at = time.monotonic()
+
+    def _warn(self, text: str) -> None:
+        self.log.warning(text)

@@ -1,0 +1,140 @@
+"""The policy: a Hugging Face causal language model, its log-probs of given tokens, its files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from learner.batch import MicroBatch
+from shared.errors import ConfigError
+
+HEAD_ELEMENTS = 2**28  # logits that are held at once; more trained tokens go through the head in pieces
+_SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+def use_configured_threads() -> None:
+    """Keeps torch to OMP_NUM_THREADS, if that is set: learner and engine share the cores."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit() and int(threads) > 0:
+        torch.set_num_threads(int(threads))
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device to train on. Raises ConfigError where it is not there."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("learner.device is 'cuda', but torch finds no CUDA device; use 'cpu' or 'auto'")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class PolicyModel:
+    """A model whose weights are float32 here and `dtype` in the files that it publishes."""
+
+    def __init__(self, module: Any, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
+        self.module: Any = module.eval()  # no dropout: ratios compare weights, not noise
+        self.dtype = getattr(torch, dtype)
+        for name in _SCALED_LOGITS:
+            if getattr(module.config, name, None) not in (None, 1, 1.0):
+                raise ConfigError(f"model.path: its config sets {name}, which the learner cannot recompute")
+
+    @classmethod
+    def load(cls, path: str, dtype: Literal["float32", "bfloat16"], device: torch.device) -> PolicyModel:
+        """Loads a Hugging Face folder or hub name. Raises ConfigError where that is impossible."""
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        try:
+            module: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model.path {path!r} cannot be loaded: {error}") from None
+        return cls(module.to(device), dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = next(self.module.parameters()).device
+        return device
+
+    @property
+    def vocab_size(self) -> int:
+        """V, rows of the embedding."""
+        return int(self.module.get_input_embeddings().weight.shape[0])
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Every weight once (tied ones under their first name), in a fixed order."""
+        return dict(self.module.named_parameters())
+
+    def logprobs(self, batch: MicroBatch) -> Tensor:
+        """Log-probs of the trained tokens at the temperature they were drawn at, [n], with gradient.
+
+        Padding needs no mask: it is on the right, and attention is causal.
+        """
+        hidden = self._hidden(batch.input_ids)[batch.rows, batch.columns - 1]
+        return self._head(hidden, batch.input_ids[batch.rows, batch.columns], batch.temperature)
+
+    @torch.no_grad()
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probs of tokens 1..T-1 of each sequence at temperature 1, nats."""
+        ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64, device=self.device)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+        lengths = torch.tensor([len(sequence) for sequence in sequences], device=self.device)
+        real = torch.arange(1, ids.shape[1], device=self.device) < lengths[:, None]
+        tokens = ids[:, 1:][real]
+        logprobs = self._head(self._hidden(ids)[:, :-1][real], tokens, torch.ones_like(tokens, dtype=torch.float32))
+        return [piece.tolist() for piece in logprobs.split((lengths - 1).tolist())]
+
+    def save(self, folder: Path) -> None:
+        """Writes what save_pretrained writes, in the published precision, tied weights once."""
+        state = {
+            name: tensor.detach().to(self.dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in self._persistent().items()
+        }
+        self.module.save_pretrained(folder, state_dict=state)
+        if self.module.dtype != self.dtype:
+            config = deepcopy(self.module.config)
+            config.dtype = self.dtype
+            config.save_pretrained(folder)
+
+    def _persistent(self) -> dict[str, Tensor]:
+        """The state dict without the second names of tied weights."""
+        seen: set[int] = set()
+        kept = {}
+        for name, tensor in self.module.state_dict().items():
+            if tensor.data_ptr() not in seen or not tensor.numel():
+                kept[name] = tensor
+            seen.add(tensor.data_ptr())
+        return kept
+
+    def _hidden(self, input_ids: Tensor) -> Tensor:
+        """Last hidden states, [b, L, hidden]."""
+        with self._autocast():
+            hidden: Tensor = self.module.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return hidden
+
+    def _head(self, hidden: Tensor, tokens: Tensor, temperature: Tensor) -> Tensor:
+        """The output layer for the trained tokens only, in pieces where the vocabulary is large: [n]."""
+        size = max(1, HEAD_ELEMENTS // self.vocab_size)
+        if len(tokens) <= size:
+            return self._token_logprobs(hidden, tokens, temperature)
+        pieces = zip(*(torch.split(whole, size) for whole in (hidden, tokens, temperature)), strict=True)
+        return torch.cat([checkpoint(self._token_logprobs, *piece, use_reentrant=False) for piece in pieces])
+
+    def _token_logprobs(self, hidden: Tensor, tokens: Tensor, temperature: Tensor) -> Tensor:
+        with self._autocast():
+            logits = self.module.get_output_embeddings()(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature[:, None]
+        return torch.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32 or self.device.type != "cuda":
+            return nullcontext()
+        return torch.autocast("cuda", self.dtype)

@@ -1,0 +1,102 @@
+"""Publishing: a version's files and probe into the policy store, then the announcement, then retention."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from learner.lineage import Lineage
+from learner.model import PolicyModel
+from shared.control import ControlState, Latest
+from shared.store import MANIFEST, PolicyStore, Probe
+from shared.stream import GroupReader
+
+PROBE_LENGTHS = (2, 3, 8, 16, 32)
+_MULTIPLIER, _INCREMENT = 1_103_515_245, 12_345  # of a linear congruential sequence: the same tokens everywhere
+
+
+def probe_sequences(vocab_size: int, longest: int = 32) -> list[list[int]]:
+    """The token sequences that every version is asked about: the vocabulary's ends and some in between."""
+    sequences = [[0, vocab_size - 1, vocab_size // 2, 0], [vocab_size - 1, 1, 0, vocab_size - 1]]
+    state = 1
+    for length in PROBE_LENGTHS:
+        sequence = []
+        for _ in range(min(length, longest)):
+            state = (_MULTIPLIER * state + _INCREMENT) % 2**31
+            sequence.append((state >> 8) % vocab_size)
+        sequences.append(sequence)
+    return sequences
+
+
+class Publisher:
+    """Writes the policy's weights as versions; `epoch` fences a learner that was thought dead."""
+
+    def __init__(
+        self,
+        store: PolicyStore,
+        control: ControlState,
+        reader: GroupReader,
+        epoch: int,
+        policy: PolicyModel,
+        longest_probe: int,
+    ) -> None:
+        self._store = store
+        self._control = control
+        self._reader = reader
+        self._epoch = epoch
+        self._policy = policy
+        self._sequences = probe_sequences(policy.vocab_size, longest_probe)
+
+    def write(self, version: int, parent: int, step: int) -> None:
+        """Puts the weights into the store. Raises StoreError, FencedError (before anything is written)."""
+        self._control.check_epoch(self._epoch)
+        self._policy.save(self._store.begin(version))
+        probe = Probe(self._sequences, self._policy.sequence_logprobs(self._sequences))
+        self._store.commit(version, parent, step, probe, time.time())
+
+    def announce(self, latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
+        """Makes a written version the latest and frees the credit of its groups. May be repeated.
+
+        When the answer to an earlier try was lost, Redis has the version already, and only the credit (which
+        an opening of the stream may have counted again) is left to do.
+        """
+        if self._control.latest() == latest:
+            self._reader.release(applied)
+        else:
+            self._control.announce(self._epoch, latest, oldest_kept, applied)
+
+    def retain(self, kept: Iterable[int], latest: int) -> None:
+        """Deletes versions that nobody needs, and what a torn publish left behind."""
+        self._store.retain(kept)
+        for folder in self._store.root.iterdir():
+            number = folder.name[1:]
+            if number.isdigit() and int(number) < latest and not (folder / MANIFEST).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def highest_version(store: PolicyStore, control: ControlState) -> int:
+    """The highest version that anybody ever began to publish; -1 if none."""
+    latest = control.latest()
+    known = [-1, *store.versions(), *control.parents(), latest.policy_version if latest else -1]
+    if store.root.is_dir():
+        known += [int(path.name[1:]) for path in store.root.iterdir() if path.name[1:].isdigit()]
+    return max(known)
+
+
+def versions_to_keep(lineage: Lineage, lag: int, retain: int, restorable: Iterable[int]) -> set[int]:
+    """What retention must keep.
+
+    Args:
+        lineage: its latest version is being published.
+        lag: the largest lag that a server may be asked for.
+        retain: versions kept beyond those.
+        restorable: versions that a restore may go on from: the lag is then counted from there.
+
+    """
+    kept = set(islice(lineage.ancestors(lineage.latest), lag + max(1, retain)))
+    if lag:
+        for version in restorable:
+            kept.update(islice(lineage.ancestors(version), lag))
+    return kept

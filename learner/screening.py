@@ -1,0 +1,124 @@
+"""Which entries can be trained on: pure checks, each with the reason that is counted and shown."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from learner.lineage import Lineage
+from shared.codec import decode_group
+from shared.errors import DecodeError
+from shared.stream import Entry
+from shared.types import Group, SamplingSettings, Source, Trajectory, group_id_for
+
+MISSING_LOGPROB = -9999.0  # what engines write for a log-prob that they do not have
+MAX_LOGPROB = 1e-3  # nats; rounding may lift a certain token above 0 by less than this
+NEUTRAL = SamplingSettings()
+_NEUTRAL_NAMES = ("top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+
+WRONG_RUN = "wrong_run"
+TOO_STALE = "too_stale"
+FAILURE = "failure"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why an entry is not trained on."""
+
+    reason: str  # a short word: a metric's label
+    detail: str
+    dead_letter: bool  # keep a copy of the entry: something is wrong with it
+    group: Group | None = None  # where it could be read
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a group has to satisfy now."""
+
+    run_id: str
+    vocab_size: int
+    max_staleness: int  # versions beyond the group's lag
+    lineage: Lineage
+
+
+def foreign(entry: Entry, run_id: str) -> Refused | None:
+    """Why an entry is not one of this run's at all, or None."""
+    if entry.prompt_index >= 0 and entry.group_id == group_id_for(run_id, entry.prompt_index):
+        return None
+    return Refused(WRONG_RUN, f"group {entry.group_id!r} with index {entry.prompt_index} is not of run {run_id}", True)
+
+
+def screen(entry: Entry, rules: Rules) -> Group | Refused:
+    """Decodes an entry of this run and checks what is in it."""
+    if entry.failure:
+        return Refused(FAILURE, entry.failure, False)
+    try:
+        group = decode_group(entry.payload)
+    except DecodeError as error:
+        return Refused("undecodable", str(error), True)
+    if (group.group_id, group.prompt_index) != (entry.group_id, entry.prompt_index):
+        return Refused(WRONG_RUN, f"entry of {entry.group_id}, payload of {group.group_id}", True, group)
+    return _check(group, rules)
+
+
+def _check(group: Group, rules: Rules) -> Group | Refused:
+    for i, trajectory in enumerate(group.trajectories):
+        problem = _problem(trajectory, rules)
+        if problem:
+            return Refused(problem[0], f"trajectories[{i}]: {problem[1]}", True, group)
+    if _outside(group.prompt_ids, rules.vocab_size):
+        return Refused("bad_tokens", f"prompt_ids: a token is not in [0, {rules.vocab_size})", True, group)
+    if not len(group.prompt_ids):
+        return Refused("bad_tokens", "prompt_ids: empty, so the first token has no log-prob", True, group)
+    if not any(t.loss_mask.any() for t in group.trajectories):
+        return Refused("no_trained_tokens", "no token of the group has loss_mask", True, group)
+    staleness = max(rules.lineage.staleness(s.policy_version) for t in group.trajectories for s in t.versions)
+    if staleness > group.lag + rules.max_staleness:
+        allowed = f"lag {group.lag} + max_staleness {rules.max_staleness}"
+        return Refused(TOO_STALE, f"its oldest token is {staleness} versions old; allowed: {allowed}", False, group)
+    return group
+
+
+def _problem(t: Trajectory, rules: Rules) -> tuple[str, str] | None:
+    """(reason, detail) of what is wrong with a trajectory."""
+    if _outside(t.token_ids, rules.vocab_size):
+        return "bad_tokens", f"token_ids: a token is not in [0, {rules.vocab_size})"
+    if t.finish_reason == "abort":
+        return "incomplete", "finish_reason: it was aborted"
+    if not math.isfinite(t.reward):
+        return "bad_reward", f"reward: {t.reward}"
+    newest = max((s.policy_version for s in t.versions), default=0)
+    if newest > rules.lineage.latest:
+        return "newer_version", f"versions: {newest} is newer than the learner's {rules.lineage.latest}"
+    return _untruth(t)
+
+
+def _untruth(t: Trajectory) -> tuple[str, str] | None:
+    """Why behavior_logprobs cannot be those of the distribution that the learner recomputes."""
+    sampling = _sampling_problem(t.sampling)
+    if sampling:
+        return "bad_sampling", f"sampling.{sampling}: the learner cannot recompute its log-probs"
+    if (t.source[t.loss_mask] != Source.POLICY).any():
+        return "bad_source", "source: a trained token was not drawn by the policy"
+    trained = t.behavior_logprobs[t.loss_mask]
+    good = np.isfinite(trained) & (trained > MISSING_LOGPROB) & (trained <= MAX_LOGPROB)
+    if not good.all():
+        return "bad_logprobs", f"behavior_logprobs: {trained[~good][0]} on a trained token"
+    return None
+
+
+def _sampling_problem(sampling: SamplingSettings) -> str | None:
+    if not (math.isfinite(sampling.temperature) and sampling.temperature > 0):
+        return f"temperature is {sampling.temperature}"
+    if sampling.top_k not in (-1, 0):
+        return f"top_k is {sampling.top_k}"
+    for name in _NEUTRAL_NAMES:
+        if getattr(sampling, name) != getattr(NEUTRAL, name):
+            return f"{name} is {getattr(sampling, name)}"
+    return None
+
+
+def _outside(ids: np.ndarray[tuple[int, ...], np.dtype[np.int32]], vocab_size: int) -> bool:
+    return bool(len(ids)) and bool(ids.min() < 0 or ids.max() >= vocab_size)

@@ -1,0 +1,293 @@
+"""What a running learner holds, and the stages of an iteration, each of which a crash may follow.
+
+    collect -> train -> publish -> record -> write_checkpoint -> delete_finished
+                           |                        |                  |
+                   credit of the groups      ledger of finished   what the checkpoint
+                   is free                   prompt indices       before had finished
+
+Between any two of them every group is either in a durable checkpoint's ledger or in the stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from learner.checkpoint import CheckpointStore, TrainingState, collect_tensors
+from learner.evaluations import Evaluations
+from learner.files import RunFiles, plain
+from learner.intake import Held, Intake
+from learner.minibatches import Minibatch, next_steps, split
+from learner.model import PolicyModel
+from learner.patience import Patience
+from learner.publish import Publisher, versions_to_keep
+from learner.records import observe_staleness, step_record
+from learner.screening import Rules
+from learner.startup import Begin, config_row
+from learner.step import take_step
+from shared.config import Config
+from shared.control import ControlState, Latest
+from shared.errors import TrainingError
+from shared.heartbeat import Heartbeat
+from shared.log import Logger
+from shared.metrics import LearnerMetrics
+from shared.records import StepRecord
+from shared.stream import Backlog, GroupReader
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What training works with."""
+
+    config: Config
+    epoch: int
+    control: ControlState
+    reader: GroupReader
+    files: RunFiles
+    checkpoints: CheckpointStore
+    publisher: Publisher
+    policy: PolicyModel
+    optimizer: torch.optim.Optimizer
+    patience: Patience
+    heartbeat: Heartbeat
+    metrics: LearnerMetrics
+    log: Logger
+
+
+class Training:
+    """The state of training and its stages."""
+
+    def __init__(self, parts: Parts, begin: Begin) -> None:
+        self.parts = parts
+        self.step = begin.step
+        self.batches = begin.batches
+        self.ledger = begin.ledger
+        self.lineage = begin.lineage
+        self.intake = Intake(
+            parts.reader,
+            begin.ledger,
+            parts.files,
+            parts.patience,
+            parts.metrics,
+            parts.log,
+            parts.config.learner.groups_per_batch,
+            parts.config.group_bytes_bound,
+        )
+        self.records: list[StepRecord] = []  # of the batch, not yet written down
+        self._announced: tuple[Latest, int] | None = None  # and the oldest version kept
+        self._skipped_in_a_row = 0
+        self._steps_unpublished = 0  # that changed the weights
+        self._batches_unpublished = 0
+        self._batches_unsaved = 0
+        self._ready_since = time.monotonic()
+
+    # -- collect --------------------------------------------------------------------------------
+    @property
+    def rules(self) -> Rules:
+        """What a group has to satisfy now."""
+        config = self.parts.config
+        return Rules(config.run.id, self.parts.policy.vocab_size, config.admission.max_staleness, self.lineage)
+
+    def collect(self) -> bool:
+        """Reads the stream once, at most a second. Returns True when a batch is complete.
+
+        Raises:
+            FencedError: before anything is read that another learner would then wait for.
+
+        """
+        self._check_epoch()
+        self.intake.read(self.rules)
+        return self.intake.full
+
+    def is_blind(self, backlog: Backlog) -> bool:
+        """True if there are groups to train on that no read shows: delivered once, and never received."""
+        return backlog.unapplied > len(self.intake.held) + len(self.ledger.unannounced)
+
+    def discount_wait(self) -> None:
+        """The time until now was not spent on waiting for groups."""
+        self._ready_since = time.monotonic()
+
+    # -- train ----------------------------------------------------------------------------------
+    def train(self, batch: Sequence[Held]) -> None:
+        """All optimizer steps of one batch. Raises TrainingError after too many skipped ones in a row."""
+        learner = self.parts.config.learner
+        waited = time.monotonic() - self._ready_since
+        minibatches = split(batch, learner, self.parts.config.run.seed, self.batches)
+        for minibatch, last_pass in next_steps(minibatches, learner.passes):
+            if not minibatch.ended:
+                self._one_step(minibatch, last_pass, waited)
+                waited = 0.0
+        self.batches += 1
+        self._batches_unpublished += 1
+        self._batches_unsaved += 1
+        self._ready_since = time.monotonic()
+
+    def _one_step(self, minibatch: Minibatch, last_pass: bool, waited: float) -> None:
+        parts, batch = self.parts, minibatch.step_batch
+        self.step += 1
+        parts.heartbeat.set_state(f"training step {self.step}", step=self.step)
+        drawn_by = self.lineage.latest if self._steps_unpublished == 0 else None
+        outcome = take_step(parts.policy, parts.optimizer, batch, parts.config.learner, self.step, drawn_by)
+        staleness = batch.staleness(self.lineage.staleness)
+        applied = [] if outcome.skipped or not last_pass else [h.group.prompt_index for h in minibatch.held]
+        version = self.lineage.latest
+        self.records.append(step_record(self.step, version, batch, staleness, outcome, applied, waited))
+        if outcome.skipped:
+            self._skip(minibatch, outcome.skipped)
+            return
+        observe_staleness(parts.metrics, staleness)
+        self._skipped_in_a_row = 0
+        self._steps_unpublished += 1
+        for held in minibatch.held if last_pass else ():
+            self.ledger.apply(held.group.prompt_index, held.entry_id)
+
+    def _skip(self, minibatch: Minibatch, reason: str) -> None:
+        """Ends the groups of a step that was not finite."""
+        minibatch.ended = True
+        self.parts.log.error("step skipped", step=self.step, reason=reason)
+        for held in minibatch.held:
+            self.intake.end_without_step(held, reason)
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= self.parts.config.learner.max_nonfinite_steps:
+            self.record()
+            raise TrainingError(
+                f"{self._skipped_in_a_row} steps in a row were skipped, the last one for a {reason}: look at "
+                "dropped.jsonl and at the learning rate; a new start goes on from the newest checkpoint"
+            )
+
+    # -- publish --------------------------------------------------------------------------------
+    @property
+    def publish_due(self) -> bool:
+        """True at the end of a publishing interval in which the weights changed."""
+        learner = self.parts.config.learner
+        interval = learner.publish_every // learner.steps_per_batch
+        return self.unpublished and self._batches_unpublished >= interval
+
+    @property
+    def unpublished(self) -> bool:
+        """True if the weights have changed since the last version."""
+        return self._steps_unpublished > 0
+
+    def publish(self, evaluations: Evaluations) -> None:
+        """Publishes the weights, which frees the credit of the groups that they were made of."""
+        started = time.monotonic()
+        parent = self.lineage.latest
+        self.lineage = self.lineage.advanced()
+        self.publish_version(parent)
+        if self.lineage.depth(self.lineage.latest) % self.parts.config.evaluation.every == 0:
+            evaluations.request(self.lineage.latest)
+        if self.records:
+            self.records[-1] = replace(self.records[-1], publish_s=time.monotonic() - started)
+
+    def publish_version(self, parent: int) -> None:
+        """Writes and announces the weights as the lineage's latest version."""
+        parts, version = self.parts, self.lineage.latest
+        parts.heartbeat.set_state(f"publishing version {version}")
+        parts.patience("publish", lambda: parts.publisher.write(version, parent, self.step))
+        lag = parts.patience("read the lag of the servers", self._largest_lag)
+        restorable = parts.checkpoints.versions()[-1:] if lag else ()
+        kept = versions_to_keep(self.lineage, lag, parts.config.learner.retain_versions, restorable)
+        latest, applied = Latest(version, parent, self.step), list(self.ledger.unannounced)
+        parts.patience("announce a version", lambda: parts.publisher.announce(latest, min(kept), applied))
+        self._announced = latest, min(kept)
+        self.ledger.announced()
+        self._batches_unpublished = self._steps_unpublished = 0
+        parts.publisher.retain(kept, version)
+        parts.metrics.policy_version.set(version)
+        parts.heartbeat.update(policy_version=version, step=self.step)
+
+    def _largest_lag(self) -> int:
+        members = self.parts.control.members().values()
+        return max([self.parts.config.rollout.lag, *(int(m.get("lag") or 0) for m in members if m)])
+
+    def reopen(self) -> None:
+        """Opens the stream, and tells Redis again what it may have lost with its last second."""
+        control = self.parts.control
+        self.parts.reader.open(self.ledger.credited)
+        if self._announced is not None:
+            latest, oldest_kept = self._announced
+            known = control.latest()
+            if known is None or known.policy_version < latest.policy_version:
+                control.announce(self.parts.epoch, latest, oldest_kept, [])
+
+    # -- record ---------------------------------------------------------------------------------
+    def record(self) -> None:
+        """Writes down the steps of the batch. Raises FencedError where the run is another learner's."""
+        self._check_epoch()
+        for record in self.records:
+            row = plain(record)
+            self.parts.metrics.observe(record)
+            self.parts.files.history.append(row)
+            self._add_history(row)
+        self.records = []
+
+    def _add_history(self, row: dict[str, Any]) -> None:
+        tries: list[int] = []
+
+        def add_once() -> None:
+            tries.append(1)
+            rows = self.parts.control.history(last=1) if len(tries) > 1 else []
+            if rows[-1:] != [row]:  # an earlier try may have come through without its answer
+                self.parts.control.add_history(row)
+
+        self.parts.patience.tell("add to the history", add_once)
+
+    def _check_epoch(self) -> None:
+        self.parts.patience("look at the epoch", lambda: self.parts.control.check_epoch(self.parts.epoch))
+
+    # -- checkpoint -----------------------------------------------------------------------------
+    @property
+    def checkpoint_due(self) -> bool:
+        """True at the end of a checkpoint interval."""
+        learner = self.parts.config.learner
+        return self._batches_unsaved >= learner.checkpoint_every // learner.steps_per_batch
+
+    @property
+    def unsaved(self) -> bool:
+        """True if a batch was consumed since the last checkpoint."""
+        return self._batches_unsaved > 0
+
+    def is_pressed(self, backlog: Backlog, waiting: bool) -> bool:
+        """True if the stream's bytes call for a checkpoint, and checkpoints can free any.
+
+        Args:
+            backlog: what the stream holds.
+            waiting: for groups: then only servers that cannot get byte credit count, not a stream half full.
+
+        """
+        config = self.parts.config
+        free = config.admission.max_bytes - backlog.bytes
+        starved = free // config.group_bytes_bound <= backlog.leased
+        half_full = backlog.bytes > config.admission.max_bytes // 2
+        return self.ledger.waiting_entries > 0 and (starved or (half_full and not waiting))
+
+    def write_checkpoint(self) -> None:
+        """Makes all that happened durable. Raises CheckpointError, FencedError."""
+        parts = self.parts
+        parts.heartbeat.set_state(f"writing the checkpoint of step {self.step}")
+        self._check_epoch()
+        parts.files.sync()
+        state = TrainingState(
+            step=self.step,
+            batches=self.batches,
+            policy_version=self.lineage.latest,
+            segments=self.lineage.segments,
+            finished=self.ledger.finished,
+            counts=self.ledger.counts(),
+            config=config_row(parts.config),
+        )
+        name = parts.checkpoints.write(parts.epoch, state, collect_tensors(parts.policy, parts.optimizer))
+        self.ledger.checkpointed()
+        self._batches_unsaved = 0
+        parts.metrics.checkpoints.inc()
+        parts.log.info("checkpoint", name=name, policy_version=self.lineage.latest)
+
+    def delete_finished(self) -> None:
+        """Deletes the entries of groups that the checkpoint before the newest one had finished."""
+        entry_ids = list(self.ledger.deletable)
+        self.parts.patience("delete finished groups", lambda: self.parts.reader.delete(entry_ids))
+        self.ledger.deleted(entry_ids)

@@ -1,0 +1,93 @@
+"""One rollout server as a process: `python -m rollout --config FILE [--set a.b=c ...] --server-id r0`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import atexit
+import os
+import signal
+import sys
+from pathlib import Path
+
+from rollout.parts import Parts
+from shared.config import Config, load_config
+from shared.errors import ConfigError, TrustbatchError
+from shared.log import configure
+from shared.metrics import RolloutMetrics, serve
+from shared.process import StopFlag, guard
+
+LAST_RESORT_S = 7.5  # from the order to stop to SIGALRM, which ends the process whatever hangs in it
+
+
+def main() -> int:
+    """Returns 0 after an orderly stop, 1 where the server could not go on, 2 for a configuration that cannot work."""
+    parent = os.environ.get("TRUSTBATCH_PARENT_PID")
+    guard(int(parent) if parent else None)
+    parser = argparse.ArgumentParser(prog="python -m rollout", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a key of the file")
+    parser.add_argument("--server-id", required=True, help="name of this server, unique within the run")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config, arguments.set)
+        return _serve(config, arguments.server_id)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _serve(config: Config, server_id: str) -> int:
+    log = configure(config.run.id, f"rollout:{server_id}")
+    metrics = RolloutMetrics()
+    try:
+        _, _, address = serve(metrics.registry, config.metrics.host, config.metrics.port)
+    except OSError as error:
+        raise ConfigError(f"metrics.host {config.metrics.host}, metrics.port {config.metrics.port}: {error}") from error
+    status = [1]  # until an orderly end
+    atexit.register(_leave_with, status)
+    flag = StopFlag().install()
+    flag.on_stop(_arm_last_resort)
+    log.info("rollout server starts", pid=os.getpid(), metrics=address)
+    try:
+        asyncio.run(_until_stopped(Parts.connect(config, server_id, metrics, address, log), flag))
+    except ConfigError:
+        status[0] = 2
+        raise
+    except TrustbatchError as error:
+        log.error("rollout server stops", error=type(error).__name__, reason=str(error))
+        return 1
+    log.info("rollout server stopped", reason=flag.reason or "the run is over")
+    status[0] = 0
+    return 0
+
+
+async def _until_stopped(parts: Parts, flag: StopFlag) -> None:
+    from rollout.server import RolloutServer
+
+    server = RolloutServer(parts)
+    loop = asyncio.get_running_loop()
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(server.stop)
+
+    flag.on_stop(wake)
+    if flag:  # it came while the server was being built
+        server.stop()
+    await server.run()
+
+
+def _arm_last_resort() -> None:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, LAST_RESORT_S)
+
+
+def _leave_with(status: list[int]) -> None:
+    """The last exit function, being the first registered. What is left, taking torch and vLLM apart, takes seconds."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Where prompts come from and completions are scored: a single question, or many turns."""

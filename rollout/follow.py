@@ -1,0 +1,160 @@
+"""Watches the run: follows its versions, answers its evaluations, notices its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from rollout.admit import OVER, Admitter
+from rollout.evaluation import Evaluator, servable
+from rollout.parts import Parts
+from rollout.sync import Syncer, ancestor
+from shared.control import LEARNER, Phase
+from shared.errors import DeadlineError, EngineError, EnvironmentFailure, StoreError, UnprovenVersionError
+
+POLL_S = 0.03
+LEARNER_POLL_S = 5.0
+CLAIM_POLL_S = 0.5  # after another server was faster
+MAX_EVALUATION_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class View:
+    """What a server wants to know of the run."""
+
+    phase: Phase
+    latest: int  # -1 before the first published version
+    parents: dict[int, int]
+    evaluations: list[int]  # versions that wait for one
+
+
+class Follower:
+    """One loop, so that no version changes while an evaluation runs."""
+
+    def __init__(self, parts: Parts, syncer: Syncer) -> None:
+        self._parts = parts
+        self._syncer = syncer
+        self._lag = parts.config.rollout.lag
+        self._deadline_s = parts.config.evaluation.deadline_s
+        self._failures: dict[int, int] = {}  # evaluation -> how often it failed here
+        self._claim_again_at = 0.0
+        self._learner_seen = self._learner_asked = time.monotonic()
+
+    async def first_version(self) -> int | None:
+        """Waits for a version to serve; None if the run ends before there is one."""
+        with self._parts.status.during("start", "waiting for the first published version"):
+            while True:
+                view = await self.look()
+                if view.phase in OVER:
+                    return None
+                if view.latest >= 0:
+                    return ancestor(view.latest, self._lag, view.parents)
+                await asyncio.sleep(POLL_S)
+
+    async def run(self, admitter: Admitter, evaluator: Evaluator) -> str:
+        """Follows until the run is over; returns the phase.
+
+        Raises:
+            UnprovenVersionError, EngineError, StoreError: a version cannot be served.
+            DeadlineError: no learner has lived for learner.idle_deadline_s.
+
+        """
+        while True:
+            view = await self.look()
+            if view.phase in OVER:
+                return view.phase
+            target = ancestor(view.latest, self._lag, view.parents)
+            if await self._evaluate_one(view, target, admitter, evaluator):
+                continue
+            if target != self._syncer.served or not self._syncer.gate.is_set():
+                await self._syncer.follow(target)
+                admitter.wake()
+            else:
+                await asyncio.sleep(POLL_S)
+
+    async def look(self) -> View:
+        """The run's state now. Raises StreamError, and DeadlineError where the learner has been gone too long."""
+        control = self._parts.control
+
+        def read() -> View:
+            phase, latest = control.phase()[0], control.latest()
+            if latest is None:
+                return View(phase, -1, {}, [])
+            return View(phase, latest.policy_version, control.parents(), control.pending_evaluations())
+
+        view = await self._parts.patience("say where the run stands", read)
+        await self._check_learner()
+        return view
+
+    async def _check_learner(self) -> None:
+        now = time.monotonic()
+        if now - self._learner_asked < LEARNER_POLL_S:
+            return
+        self._learner_asked = now
+        status = await self._parts.patience(
+            "say whether the learner lives", lambda: self._parts.control.status_of(LEARNER)
+        )
+        if status is not None:
+            self._learner_seen = now
+        patience_s = self._parts.config.learner.idle_deadline_s
+        if now - self._learner_seen > patience_s:
+            raise DeadlineError(f"waited {patience_s:g} s for a learner's heartbeat, in vain")
+
+    async def _evaluate_one(self, view: View, target: int, admitter: Admitter, evaluator: Evaluator) -> bool:
+        """Answers one pending evaluation if there is one for this server; True if it tried."""
+        given_up = [job for job, n in self._failures.items() if n >= MAX_EVALUATION_FAILURES]
+        wanted = [job for job in view.evaluations if job not in given_up]
+        job = servable(wanted, self._syncer.served)
+        detour = job is None and self._syncer.served == target
+        if detour:
+            job = next((v for v in wanted if v > target and self._syncer.stored(v)), None)
+        if job is None or not await self._claim(job):
+            return False
+        try:
+            await (self._detour(job, target, admitter, evaluator) if detour else self._answer(job, evaluator))
+        except UnprovenVersionError:
+            raise
+        except (EnvironmentFailure, EngineError, StoreError, TimeoutError) as error:
+            await self._give_up(job, error)
+        return True
+
+    async def _claim(self, job: int) -> bool:
+        if time.monotonic() < self._claim_again_at:
+            return False
+        claim = self._parts.control.claim_evaluation
+        if await self._parts.patience("claim an evaluation", lambda: claim(job, self._deadline_s)):
+            return True
+        self._claim_again_at = time.monotonic() + CLAIM_POLL_S
+        return False
+
+    async def _answer(self, job: int, evaluator: Evaluator) -> None:
+        served = self._syncer.served
+        with self._parts.status.during("evaluation", f"evaluating version {served}"):
+            async with asyncio.timeout(self._deadline_s):
+                result = await evaluator.evaluate(served)
+        finish = self._parts.control.finish_evaluation
+        await self._parts.patience("store an evaluation", lambda: finish(job, result))
+        self._parts.log.info("evaluated", policy_version=served, accuracy=result.accuracy, seconds=result.seconds)
+
+    async def _detour(self, job: int, target: int, admitter: Admitter, evaluator: Evaluator) -> None:
+        """Evaluates a version that lies beyond this server's lag: no group may be drawn by it."""
+        with self._parts.status.during("evaluation", f"draining, to evaluate version {job}"):
+            async with admitter.drained(self._deadline_s):
+                await self._syncer.serve(job)
+                try:
+                    await self._answer(job, evaluator)
+                finally:
+                    await self._syncer.serve(target)
+
+    async def _give_up(self, job: int, error: Exception) -> None:
+        self._failures[job] = self._failures.get(job, 0) + 1
+        text = f"evaluation of version {job}: {error or f'not done within {self._deadline_s:g} s'}"
+        self._parts.log.warning("an evaluation failed", policy_version=job, error=text)
+        control = self._parts.control
+
+        def release() -> None:
+            control.release_evaluation(job)
+            control.add_event("evaluation failed", text, self._parts.server_id)
+
+        await self._parts.patience("give an evaluation back", release)

@@ -1,0 +1,96 @@
+"""One prompt index, from its lease to its end in the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+
+from rollout.append import Appender
+from rollout.engines.base import Engine
+from rollout.environments.base import Environment
+from rollout.environments.failure import Failure
+from rollout.parts import Parts
+from rollout.sync import Syncer
+from rollout.turns import Player
+from shared.errors import EngineError, EnvironmentFailure
+from shared.types import Group, SamplingSettings, group_id_for
+
+MAX_FAILURES_IN_ROW = 32  # of groups, none between them succeeding
+
+
+class Generator:
+    """Generates, scores and appends groups; counts what fails."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        engine: Engine,
+        environment: Environment,
+        player: Player,
+        syncer: Syncer,
+        sampling: SamplingSettings,
+    ) -> None:
+        self._parts = parts
+        self._engine = engine
+        self._environment = environment
+        self._player = player
+        self._syncer = syncer
+        self._sampling = sampling
+        self._appender = Appender(parts)
+        self._failures_in_row = 0
+
+    async def run(self, prompt_index: int) -> None:
+        """Sees one prompt through: appended, given back for another attempt, or ended as a failure.
+
+        Raises:
+            EngineError: the engine is dead.
+            EnvironmentFailure: MAX_FAILURES_IN_ROW groups have failed, one after the other.
+            StreamError, DeadlineError: Redis stayed away or full.
+
+        """
+        try:
+            group = await self._generate(prompt_index)
+            await self._syncer.gate.wait()  # what an unproven version had a part in is not appended
+            self._check_versions(group)
+            await self._appender.append(group)
+        except EngineError as error:
+            if self._engine.failure is not None:
+                raise
+            await self._failed(prompt_index, Failure("engine", str(error)))
+        except EnvironmentFailure as error:
+            await self._failed(prompt_index, error)
+        else:
+            self._failures_in_row = 0
+
+    async def _generate(self, prompt_index: int) -> Group:
+        started = time.time()
+        task = await asyncio.to_thread(self._environment.task, prompt_index)
+        trajectories = await self._player.play(task, self._parts.config.rollout.group_size, self._sampling)
+        return Group(
+            group_id=group_id_for(self._parts.config.run.id, prompt_index),
+            prompt_index=prompt_index,
+            environment=self._environment.name,
+            prompt_ids=task.prompt_ids,
+            trajectories=trajectories,
+            server_id=self._parts.server_id,
+            lag=self._parts.config.rollout.lag,
+            started_at=started,
+            completed_at=time.time(),
+            trace_id=secrets.token_hex(8),
+        )
+
+    def _check_versions(self, group: Group) -> None:
+        drawn_by = {span.policy_version for t in group.trajectories for span in t.versions}
+        if unproven := drawn_by - self._syncer.proven:
+            raise Failure(
+                "engine", f"{group.group_id} was drawn by {sorted(unproven)}, which this server has not proven"
+            )
+
+    async def _failed(self, prompt_index: int, error: EnvironmentFailure) -> None:
+        await self._appender.give_up(prompt_index, error)
+        self._failures_in_row += 1
+        if self._failures_in_row >= MAX_FAILURES_IN_ROW:
+            raise EnvironmentFailure(
+                f"{self._failures_in_row} groups failed, none succeeded between them; the last: {error}"
+            )

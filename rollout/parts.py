@@ -1,0 +1,59 @@
+"""What the parts of one rollout server share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rollout.patience import Patience
+from rollout.status import Status
+from shared.admission import Admission, Credit
+from shared.config import Config
+from shared.control import ControlState
+from shared.keys import Keys
+from shared.log import Logger
+from shared.metrics import RolloutMetrics
+from shared.redis_client import connect
+from shared.stream import GroupWriter
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Configuration, ways to Redis, and what the server says of itself."""
+
+    config: Config
+    server_id: str
+    control: ControlState
+    admission: Admission
+    writer: GroupWriter
+    status: Status
+    metrics: RolloutMetrics
+    log: Logger
+    patience: Patience
+
+    @classmethod
+    def connect(
+        cls, config: Config, server_id: str, metrics: RolloutMetrics, metrics_address: str, log: Logger
+    ) -> Parts:
+        """The parts of one server; Redis is reached at first use."""
+        client, keys = connect(config), Keys(config.run.id)
+        control = ControlState(client, keys)
+        credit = Credit(
+            versions=config.admission.max_staleness + 1,
+            groups_per_version=config.learner.groups_per_publish,
+            lag=config.rollout.lag,
+            max_bytes=int(config.admission.max_bytes),  # a plain int: the client refuses its subclasses
+            group_bytes=config.group_bytes_bound,
+            lease_s=config.admission.lease_s,
+        )
+        status = Status(config, control, server_id, metrics_address)
+        return cls(
+            config=config,
+            server_id=server_id,
+            control=control,
+            admission=Admission(client, keys, server_id, credit),
+            writer=GroupWriter(client, keys, server_id),
+            status=status,
+            metrics=metrics,
+            log=log,
+            patience=Patience(status, log),
+        )

@@ -1,0 +1,78 @@
+"""What a rollout server says of itself: its state, and the numbers that go with it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shared.config import Config
+from shared.control import ControlState
+from shared.heartbeat import Heartbeat
+
+TOPICS = ("stop", "redis", "start", "evaluation", "sync", "append", "admission")  # what matters most comes first
+
+
+def component_of(server_id: str) -> str:
+    """A rollout server's name among the components."""
+    return f"rollout:{server_id}"
+
+
+class Status:
+    """The state is what the server has said on the most important topic that it has said anything on."""
+
+    def __init__(self, config: Config, control: ControlState, server_id: str, metrics_address: str) -> None:
+        self._said: dict[str, str] = {}
+        self._groups = 0
+        self._tokens = 0
+        self.heartbeat = Heartbeat(
+            control,
+            component_of(server_id),
+            config.admission.lease_s,
+            kind="rollout",
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            policy_version=-1,
+            lag=config.rollout.lag,
+            in_flight=0,
+            groups=0,
+            tokens=0,
+            proof_max_nats=None,
+            metrics=metrics_address,
+            engine=config.rollout.engine.kind,
+            device=config.rollout.engine.device,
+        )
+
+    def say(self, topic: str, text: str) -> None:
+        """What the server does, or waits for, on this topic; '' for nothing any more."""
+        self._said[topic] = text
+        self.heartbeat.set_state(next((said for name in TOPICS if (said := self._said.get(name))), "idle"))
+
+    @contextmanager
+    def during(self, topic: str, text: str) -> Iterator[None]:
+        """Says so for as long as the block lasts."""
+        before = self._said.get(topic, "")
+        self.say(topic, text)
+        try:
+            yield
+        finally:
+            self.say(topic, before)
+
+    def on_device(self, device: str) -> None:
+        """The device that the engine found."""
+        self.heartbeat.update(device=device)
+
+    def serves(self, policy_version: int, proof_max_nats: float) -> None:
+        """A version was proven."""
+        self.heartbeat.update(policy_version=policy_version, proof_max_nats=proof_max_nats)
+
+    def in_flight(self, groups: int) -> None:
+        """How many groups are being generated."""
+        self.heartbeat.update(in_flight=groups)
+
+    def appended(self, tokens: int) -> None:
+        """One more group is in the stream."""
+        self._groups += 1
+        self._tokens += tokens
+        self.heartbeat.update(groups=self._groups, tokens=self._tokens)

@@ -1,0 +1,1 @@
+"""Processes around the loop: command line, supervisor of one machine, control plane, report."""

@@ -1,0 +1,185 @@
+"""The command line. Commands import what they need when they run, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from shared.config import Config
+
+HELP = """Asynchronous off-policy RL post-training for language models.
+
+Rollout servers draw groups of completions and append them, with the log-probability of every token, to a Redis
+stream. The learner trains on whatever is there, fresh or stale, and lets the effective sample size (ESS) of the
+batch decide how far to trust it. The control plane shows how that goes.
+
+A first run on this machine:  trustbatch up --config deploy/configs/demo.yaml
+
+Settings come from one YAML file, then from the environment (TRUSTBATCH__LEARNER__STEPS=200), then from --set
+(learner.steps=200); the later the stronger.
+"""
+
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False
+)
+config_app = typer.Typer(help="Show, check and describe the configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+File = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="YAML file; ready-made ones are in deploy/configs/."),
+]
+Required = Annotated[
+    Path, typer.Option("--config", "-c", metavar="FILE", help="YAML file; a run's own is RUN_FOLDER/config.yaml.")
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Overrides one key, e.g. learner.steps=200. May be repeated.",
+        default_factory=list,
+    ),
+]
+
+
+@app.command()
+def up(
+    overrides: Overrides,
+    config: File = None,
+    rollouts: Annotated[int | None, typer.Option(metavar="N", help="Rollout servers on this machine.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the run and of its folder; default: run.id and the time."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this name, else the newest.")] = False,
+) -> None:
+    """Run the whole loop on this machine, from start to summary.
+
+    Starts Redis, the control plane, the learner and the rollout servers, each as a process of its own.
+    Shows progress until the run has finished, then leaves summary, plot and trained model in the run folder.
+    Ctrl-C stops every process within ten seconds; --resume goes on from the last checkpoint. Another terminal can
+    add a rollout server: trustbatch rollout --config RUN_FOLDER/config.yaml --server-id r9
+    """
+    from services.up import run_up
+
+    if rollouts is not None:
+        overrides = [*overrides, f"rollout.servers={rollouts}"]
+    raise typer.Exit(run_up(config, overrides, name=name, resume=resume))
+
+
+@app.command()
+def rollout(
+    overrides: Overrides,
+    config: Required,
+    server_id: Annotated[str, typer.Option(metavar="ID", help="Unique among the run's rollout servers.")] = "r0",
+) -> None:
+    """Run one rollout server.
+
+    It joins the run that the configuration names, and draws groups until the run is over.
+    """
+    _replace_by("rollout", config, overrides, "--server-id", server_id)
+
+
+@app.command()
+def learner(overrides: Overrides, config: Required) -> None:
+    """Run the learner.
+
+    It goes on from the newest checkpoint in the run folder, if there is one.
+    """
+    _replace_by("learner", config, overrides)
+
+
+@app.command("control-plane")
+def control_plane(overrides: Overrides, config: Required) -> None:
+    """Run the control plane.
+
+    It serves the HTTP API, metrics and the page that shows the run.
+    """
+    _replace_by("services.control_plane", config, overrides)
+
+
+@app.command()
+def doctor(overrides: Overrides, config: File = None) -> None:
+    """Check this machine and this configuration.
+
+    One line each: what is installed, which engine and device will be used, which Redis; with the remedy.
+    """
+    from services.doctor import examine, show
+
+    raise typer.Exit(show(examine(_load(config, overrides))))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) -> None:
+    """Summarize and plot a run.
+
+    Writes summary.json and plot.png into the run folder, whether the run is finished or not.
+    """
+    from services.up import report_on
+
+    report_on(folder)
+
+
+@config_app.command("show")
+def config_show(overrides: Overrides, config: File = None) -> None:
+    """Print the resolved configuration as YAML: file, environment and --set merged, defaults filled in."""
+    from shared.config.load import dump_config
+
+    typer.echo(dump_config(_load(config, overrides)), nl=False)
+
+
+@config_app.command("validate")
+def config_validate(file: Annotated[Path, typer.Argument(metavar="FILE")], overrides: Overrides) -> None:
+    """Check a file; name every key that cannot work, what was given and what is allowed."""
+    _load(file, overrides)
+    typer.echo(f"{file}: valid")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of the configuration: every key, its bounds, its default and its meaning."""
+    import json
+
+    from shared.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+def main() -> NoReturn:
+    """The console script: errors of ours are one plain message; 2 for the configuration, 1 for anything else."""
+    from shared.errors import ConfigError, TrustbatchError
+
+    try:
+        app()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except TrustbatchError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _load(file: Path | None, overrides: list[str]) -> Config:
+    from shared.config import load_config
+
+    return load_config(file, overrides)
+
+
+def _replace_by(module: str, file: Path, overrides: list[str], *more: str) -> NoReturn:
+    """Becomes the module's process: same pid, same signals. A configuration that cannot work is refused before."""
+    _load(file, overrides)
+    arguments = ["-m", module, "--config", str(file)]
+    for override in overrides:
+        arguments += ["--set", override]
+    os.execv(sys.executable, [sys.executable, *arguments, *more])
+
+
+if __name__ == "__main__":
+    main()

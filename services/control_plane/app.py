@@ -1,0 +1,201 @@
+"""The HTTP application: routes over the run's control state.
+
+Handlers are plain functions, so that FastAPI runs them, and with them every call to Redis, on worker threads and
+never on the event loop.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, TypedDict, cast
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.responses import HTMLResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from services.control_plane import problems, schemas
+from services.status import read_status
+from shared.config import Config
+from shared.control import ControlState
+from shared.errors import StreamError
+from shared.keys import Keys
+from shared.metrics import ControlPlaneMetrics
+from shared.redis_client import Client, connect, server_version
+
+REDIS_TIMEOUT_S = 2.0
+PAGE = Path(__file__).with_name("index.html")
+KINDS = ("learner", "rollout", "control-plane")
+
+DESCRIPTION = """Where a training run stands, and what its operator wants of it.
+
+The control plane is off the data path: it reads state and writes wishes, and the run goes on when it is down.
+"""
+
+
+@dataclass
+class Resources:
+    """What the handlers need; made when the application starts, closed when it stops."""
+
+    config: Config
+    client: Client
+    keys: Keys
+    metrics: ControlPlaneMetrics
+    page: str
+    wish: threading.Lock = field(default_factory=threading.Lock)  # one pause or resume at a time
+
+    @property
+    def control(self) -> ControlState:
+        """The run's control state."""
+        return ControlState(self.client, self.keys)
+
+
+class State(TypedDict):
+    """The application's state."""
+
+    resources: Resources
+
+
+def resources_of(request: Request) -> Resources:
+    """The application's resources."""
+    return cast(Resources, request.state.resources)
+
+
+Here = Annotated[Resources, Depends(resources_of)]
+
+
+def create_app(config: Config) -> FastAPI:
+    """The application for one run."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        client = connect(config, timeout_s=REDIS_TIMEOUT_S)
+        metrics = ControlPlaneMetrics()
+        yield {"resources": Resources(config, client, Keys(config.run.id), metrics, PAGE.read_text())}
+        client.close()
+
+    app = FastAPI(
+        title="trustbatch control plane",
+        description=DESCRIPTION,
+        version=_version(),
+        lifespan=lifespan,
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        dependencies=[Depends(problems.refuse_unknown_parameters)],
+        responses=problems.DESCRIBED,
+    )
+    problems.install(app)
+    app.middleware("http")(_count)
+    _add_page(app)
+    _add_probes(app)
+    _add_api(app)
+    return app
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def page(here: Here) -> HTMLResponse:
+        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+        headers = {"Content-Security-Policy": f"{policy}; img-src data:", "Cache-Control": "no-cache"}
+        return HTMLResponse(here.page, headers=headers)
+
+
+def _add_probes(app: FastAPI) -> None:
+    @app.get("/healthz", tags=["probes"], summary="Is the process up?")
+    def healthz() -> schemas.Health:
+        """Says nothing about Redis: a restart would not bring that back."""
+        return schemas.Health()
+
+    @app.get("/readyz", tags=["probes"], summary="Can it do its work?")
+    def readyz(here: Here) -> schemas.Readiness:
+        """Ready means that Redis answers, is new enough, and lets the run's keys be read; otherwise 503."""
+        found = server_version(here.client)
+        read_status(here.client, here.keys, events=1)
+        return schemas.Readiness(redis_version=".".join(map(str, found)))
+
+    @app.get("/metrics", tags=["probes"], summary="Prometheus metrics", response_class=Response)
+    def metrics(here: Here) -> Response:
+        """The state that this process reads. Learner and rollout servers have endpoints of their own."""
+        _set_gauges(here)
+        return Response(generate_latest(here.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_api(app: FastAPI) -> None:
+    @app.get("/v1/status", tags=["run"], summary="Where the run stands")
+    def status(here: Here) -> schemas.Status:
+        """Phase, versions, processes, backlog, the newest step, evaluations and events."""
+        return schemas.status_answer(read_status(here.client, here.keys), here.config)
+
+    @app.get("/v1/history", tags=["run"], summary="Step records")
+    def history(
+        here: Here,
+        last: Annotated[int, Query(ge=1, le=20_000, description="How many of the newest steps.")] = 1000,
+    ) -> schemas.History:
+        """The newest optimizer steps, oldest first."""
+        rows = here.control.history(last=last)
+        return schemas.History(steps=[schemas.Step.model_validate(row) for row in rows])
+
+    @app.post("/v1/pause", tags=["operator"], summary="Stand still")
+    def pause(here: Here, same_site: problems.SameSite) -> schemas.Paused:
+        """Nobody draws or trains until `/v1/resume`; what is being generated is finished. May be repeated."""
+        return _wish(here, paused=True)
+
+    @app.post("/v1/resume", tags=["operator"], summary="Go on")
+    def resume(here: Here, same_site: problems.SameSite) -> schemas.Paused:
+        """Ends a pause. May be repeated."""
+        return _wish(here, paused=False)
+
+
+def _wish(here: Resources, paused: bool) -> schemas.Paused:
+    with here.wish:
+        changed = here.control.paused() != paused
+        if changed:
+            here.control.set_paused(paused)
+            kind, text = ("pause", "the run is to stand still") if paused else ("resume", "the run is to go on")
+            here.control.add_event(kind, text, by="operator")
+    return schemas.Paused(paused=paused, changed=changed)
+
+
+def _set_gauges(here: Resources) -> None:
+    """Fills the gauges from Redis; without it they are NaN, not yesterday's numbers."""
+    gauges = here.metrics
+    state = (gauges.policy_version, gauges.stream_groups, gauges.stream_bytes, gauges.dead_letters)
+    try:
+        status = read_status(here.client, here.keys, events=1)
+    except StreamError:
+        gauges.redis_up.set(0)
+        for gauge in (*state, *(gauges.members.labels(kind) for kind in KINDS)):
+            gauge.set(math.nan)
+        return
+    gauges.redis_up.set(1)
+    values = (
+        status.latest.policy_version if status.latest else math.nan,
+        status.backlog.groups,
+        status.backlog.bytes,
+        status.backlog.dead_letters,
+    )
+    for gauge, value in zip(state, values, strict=True):
+        gauge.set(value)
+    for kind in KINDS:
+        gauges.members.labels(kind).set(sum(1 for member in status.of_kind(kind) if member.alive))
+
+
+async def _count(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Counts requests by their route's template, so that unknown paths cannot blow up the labels."""
+    response = await go_on(request)
+    route = getattr(request.scope.get("route"), "path", "unknown")
+    here = cast(Resources, request.state.resources)
+    here.metrics.requests.labels(request.method, route, str(response.status_code)).inc()
+    return response
+
+
+def _version() -> str:
+    try:
+        return version("trustbatch")
+    except PackageNotFoundError:  # run from a source tree
+        return "0"

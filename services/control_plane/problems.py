@@ -1,0 +1,92 @@
+"""Every error of the API as JSON that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from services.control_plane.schemas import Problem
+from shared.errors import StreamError
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 2
+
+DESCRIBED: dict[int | str, dict[str, Any]] = {
+    422: {"model": Problem, "description": "A parameter is unknown or out of its bounds."},
+    503: {"model": Problem, "description": "Redis does not answer; ask again."},
+}
+
+
+class ForeignSiteError(Exception):
+    """A browser sent a request that changes something from a page of another site."""
+
+
+def install(app: FastAPI) -> None:
+    """Registers the handlers."""
+    app.add_exception_handler(StreamError, _redis_down)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(ForeignSiteError, _foreign)
+    app.add_exception_handler(Exception, _broken)
+
+
+def refuse_unknown_parameters(request: Request) -> None:
+    """Query parameters that a route does not have are errors, not silence."""
+    route = request.scope.get("route")
+    known = {p.alias for p in route.dependant.query_params} if isinstance(route, APIRoute) else set()
+    unknown = sorted(set(request.query_params) - known)
+    if unknown:
+        allowed = f"known here: {', '.join(sorted(known))}" if known else "this route takes none"
+        raise HTTPException(422, f"unknown parameter {', '.join(unknown)}; {allowed}")
+
+
+def refuse_other_sites(request: Request) -> None:
+    """Another site's page in the operator's browser must not be able to change the run."""
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        raise ForeignSiteError
+
+
+KnownParameters = Annotated[None, Depends(refuse_unknown_parameters)]
+SameSite = Annotated[None, Depends(refuse_other_sites)]
+
+
+def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """One error answer."""
+    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
+    return JSONResponse(body.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _redis_down(request: Request, error: Exception) -> JSONResponse:
+    detail = f"{error}. The run itself may go on; check Redis and redis.url, this page recovers by itself."
+    return problem(503, detail, {"Retry-After": str(RETRY_AFTER_S)})
+
+
+def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    parts = [f"{'.'.join(str(p) for p in e['loc'][1:])}: {e['msg']}, not {e.get('input')!r}" for e in error.errors()]
+    return problem(422, "; ".join(parts))
+
+
+def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    possible = (error.headers or {}).get("Allow", "")
+    details = {
+        404: f"there is no {request.url.path} here; /openapi.json lists what there is",
+        405: f"{request.method} is not possible on {request.url.path}; possible: {possible}",
+    }
+    return problem(error.status_code, details.get(error.status_code, str(error.detail)), dict(error.headers or {}))
+
+
+def _foreign(request: Request, error: Exception) -> JSONResponse:
+    return problem(403, "this request came from another site's page; open the control plane's own page instead")
+
+
+def _broken(request: Request, error: Exception) -> JSONResponse:
+    detail = "the control plane failed to answer; its log says why. The run is not affected."
+    return problem(500, detail)

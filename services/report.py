@@ -1,0 +1,246 @@
+"""The end of a run in two files: summary.json and plot.png, from what the run folder and Redis hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from services.history import History, Row, applied_counts, read_history
+from services.status import RunStatus, read_status
+from shared.errors import StoreError
+from shared.keys import Keys
+from shared.redis_client import Client, translated
+
+SUMMARY = "summary.json"
+PLOT = "plot.png"
+ENDS = 10  # steps whose mean is the reward at the start and at the end
+_PAGE = 64
+
+
+@dataclass(frozen=True)
+class RedisFacts:
+    """What only Redis knows about a run."""
+
+    appended: int  # groups that were ever acknowledged
+    in_stream: list[int]  # prompt indices of the entries that are still there; -1 where one has none
+    dead_letters: list[int]  # likewise
+    policy_version: int | None
+    phase: str
+    reason: str
+    proof_max_nats: float | None  # largest over the living rollout servers
+    evaluations: list[Row]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Where every acknowledged group is."""
+
+    appended: int | None  # None where Redis could not be asked
+    applied: int
+    applied_twice: int
+    ended: int  # dropped or dead-lettered, and not applied
+    waiting: int | None  # in the stream, neither applied nor ended
+    lost: int | None  # acknowledged, and nowhere
+
+
+def read_facts(client: Client, keys: Keys) -> RedisFacts:
+    """Asks Redis for what the run folder does not hold. Raises StreamError."""
+    status = read_status(client, keys, events=1)
+    return RedisFacts(
+        appended=status.backlog.appended,
+        in_stream=_indices(client, keys.groups),
+        dead_letters=_indices(client, keys.dead_letters),
+        policy_version=status.latest.policy_version if status.latest else None,
+        phase=status.phase,
+        reason=status.reason,
+        proof_max_nats=_largest_proof(status),
+        evaluations=[asdict(result) for result in status.evaluations],
+    )
+
+
+def write_report(
+    folder: Path, run_id: str, facts: RedisFacts | None = None, wall_seconds: float | None = None, reason: str = ""
+) -> dict[str, Any]:
+    """Writes summary.json and plot.png into the run folder and returns the summary.
+
+    Args:
+        folder: the run folder.
+        run_id: the run's name.
+        facts: what Redis says; None takes what an earlier report stored, if there is one.
+        wall_seconds: start-up included; None takes the earlier report's, else the time from first to last step.
+        reason: why the run ended, where the supervisor knows better than the learner.
+
+    Raises:
+        StoreError: the folder cannot be written to.
+
+    """
+    from services.plot import draw_plot
+
+    history = read_history(folder)
+    earlier = _earlier(folder)
+    if facts is None and earlier.get("redis"):
+        facts = _restored(earlier["redis"])
+        reason = reason or earlier["finished_reason"]
+    summary = summarize(run_id, history, facts)
+    summary["wall_seconds"] = _first(wall_seconds, earlier.get("wall_seconds"), summary["wall_seconds"])
+    summary["finished_reason"] = reason or summary["finished_reason"]
+    try:
+        partial = folder / (SUMMARY + ".partial")
+        partial.write_text(json.dumps(summary, indent=2) + "\n")
+        partial.replace(folder / SUMMARY)
+        draw_plot(history, folder / PLOT, title=f"{run_id} · {len(taken(history))} steps")
+    except OSError as error:
+        raise StoreError(f"the report cannot be written to {folder}: {error}") from error
+    return summary
+
+
+def summarize(run_id: str, history: History, facts: RedisFacts | None) -> dict[str, Any]:
+    """The numbers of a run; None where nobody can know one."""
+    rows = taken(history)
+    evaluations = _evaluations(history, facts)
+    delivered = account(history, facts)
+    tokens = sum(row["tokens"] for row in rows)
+    return {
+        "run_id": run_id,
+        "finished_reason": _reason(facts),
+        "steps": rows[-1]["step"] if rows else 0,
+        "policy_version": _first(facts and facts.policy_version, rows[-1]["policy_version"] if rows else None),
+        "heldout_accuracy_start": evaluations[0]["accuracy"] if evaluations else None,
+        "heldout_accuracy_end": evaluations[-1]["accuracy"] if evaluations else None,
+        "heldout_accuracy_best": max((row["accuracy"] for row in evaluations), default=None),
+        "wall_seconds": rows[-1]["at"] - rows[0]["at"] if rows else None,
+        "groups_appended": delivered.appended,
+        "groups_applied": delivered.applied,
+        "groups_applied_twice": delivered.applied_twice,
+        "groups_lost": delivered.lost,
+        "groups_waiting": delivered.waiting,
+        "groups_dropped": _dropped(history),
+        "token_ess_min": _least(row["token_ess"] for row in rows),
+        "sequence_ess_min": _least(row["sequence_ess"] for row in rows),
+        "staleness_mean": sum(row["staleness_mean"] * row["tokens"] for row in rows) / tokens if tokens else None,
+        "staleness_max": max((row["staleness_max"] for row in rows), default=None),
+        "numerics_floor_max_nats": _most([facts and facts.proof_max_nats, *(r.get("floor_max_nats") for r in rows)]),
+        "reward_start": _mean(row["reward_mean"] for row in rows[:ENDS]),
+        "reward_end": _mean(row["reward_mean"] for row in rows[-ENDS:]),
+        "tokens_trained": tokens,
+        "steps_skipped": len(history.rows) - len(rows),
+        "steps_taken_back": history.abandoned,
+        "torn_lines": history.torn,
+        "redis": _stored(facts) if facts else None,
+    }
+
+
+def account(history: History, facts: RedisFacts | None) -> Delivery:
+    """Follows every acknowledged group to where it ended.
+
+        lost = appended - applied - ended - waiting
+
+    Applied groups are counted from the surviving history, not from the learner's ledger; ended ones are
+    those dropped or dead-lettered; waiting ones are in the stream and neither.
+    """
+    counts = applied_counts(history.rows)
+    applied = set(counts)
+    gone = [row["prompt_index"] for row in history.dropped]
+    dead = facts.dead_letters if facts else []
+    ended = (set(gone) | set(dead)) - applied - {-1}
+    nameless = max(gone.count(-1), dead.count(-1))
+    waiting = lost = None
+    if facts is not None:
+        waiting = len([i for i in facts.in_stream if i >= 0 and i not in applied and i not in ended])
+        lost = max(0, facts.appended - len(applied) - len(ended) - nameless - waiting)
+    return Delivery(
+        appended=facts.appended if facts else None,
+        applied=len(applied),
+        applied_twice=sum(1 for times in counts.values() if times > 1),
+        ended=len(ended) + nameless,
+        waiting=waiting,
+        lost=lost,
+    )
+
+
+def taken(history: History) -> list[Row]:
+    """The records of batches on which an optimizer step was taken."""
+    return [row for row in history.rows if not row.get("skipped")]
+
+
+def _indices(client: Client, stream: str) -> list[int]:
+    """The prompt index of every entry of a stream, page by page."""
+    found: list[int] = []
+    start = "-"
+    while True:
+        with translated():
+            page = client.xrange(stream, min=start, count=_PAGE)
+        if not page:
+            return found
+        found += [_index(fields.get(b"prompt_index", b"-1")) for _, fields in page]
+        start = "(" + page[-1][0].decode()
+
+
+def _index(raw: bytes) -> int:
+    return int(raw) if raw.isdigit() else -1
+
+
+def _largest_proof(status: RunStatus) -> float | None:
+    return _most(member.values.get("proof_max_nats") for member in status.of_kind("rollout"))
+
+
+def _stored(facts: RedisFacts) -> dict[str, Any]:
+    """For the summary, where a list of a thousand numbers is no reading: indices in one string."""
+    lists = {"in_stream": facts.in_stream, "dead_letters": facts.dead_letters}
+    return asdict(facts) | {name: " ".join(map(str, indices)) for name, indices in lists.items()}
+
+
+def _restored(stored: dict[str, Any]) -> RedisFacts:
+    lists = {name: [int(word) for word in stored[name].split()] for name in ("in_stream", "dead_letters")}
+    return RedisFacts(**{**stored, **lists})
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads((folder / SUMMARY).read_text())
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _evaluations(history: History, facts: RedisFacts | None) -> list[Row]:
+    rows = [*history.evaluations, *(facts.evaluations if facts else [])]
+    by_version = {row["policy_version"]: row for row in rows}
+    return [by_version[version] for version in sorted(by_version)]
+
+
+def _dropped(history: History) -> dict[str, int]:
+    applied = applied_counts(history.rows)
+    return dict(Counter(row["reason"] for row in history.dropped if row["prompt_index"] not in applied))
+
+
+def _reason(facts: RedisFacts | None) -> str:
+    if facts is None:
+        return "unknown (Redis could not be asked)"
+    return f"{facts.phase}: {facts.reason}" if facts.reason else facts.phase
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _finite(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min(_finite(values), default=None)
+
+
+def _most(values: Iterable[float | None] | Sequence[Any]) -> float | None:
+    return max(_finite(values), default=None)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    finite = _finite(values)
+    return sum(finite) / len(finite) if finite else None

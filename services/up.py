@@ -1,0 +1,99 @@
+"""`trustbatch up` and `trustbatch report`: which run it is, and what is shown at its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from services import run_folder
+from services.report import PLOT, SUMMARY, RedisFacts, read_facts, write_report
+from services.supervisor import Outcome, Supervisor
+from services.terminal import open_screen, summary_table
+from shared.config import Config, load_config, parse_overrides
+from shared.config.load import ENV_PREFIX
+from shared.errors import ConfigError, StreamError
+from shared.keys import Keys
+from shared.process import StopFlag
+from shared.redis_client import connect
+
+_PLACE = ("run.id", "run.folder")
+
+
+def run_up(file: Path | None, overrides: Sequence[str], name: str | None, resume: bool) -> int:
+    """Runs everything on this machine; returns the exit code. Raises ConfigError before anything is started."""
+    stop = StopFlag().install()
+    console, errors = Console(), Console(stderr=True)
+    config = which_run(load_config(file, overrides), name, resume, placed_by_hand(overrides))
+    if not resume:
+        run_folder.create(config)
+    screen = open_screen(console)
+    screen.say(f"run       {config.run.id} in {config.run.folder}" + (" (resumed)" if resume else ""))
+    outcome = Supervisor(config, screen, stop, resumed=resume).run()
+    _show_end(console, errors, config, outcome)
+    return outcome.exit_code
+
+
+def which_run(config: Config, name: str | None, resume: bool, by_hand: bool, now: datetime | None = None) -> Config:
+    """The configuration with the run's final name and folder.
+
+    Args:
+        config: as loaded.
+        name: given by --name.
+        resume: go on with an existing run instead of making a new one.
+        by_hand: run.id or run.folder were given by --set or by the environment, and are meant literally.
+        now: the time that a new run's name carries.
+
+    Raises:
+        ConfigError: nothing to resume, or a name that cannot be one.
+
+    """
+    if name is not None:
+        config = run_folder.named(config, name)
+    if resume:
+        return run_folder.to_resume(config)
+    if name is not None or by_hand:
+        return config
+    return run_folder.stamped(config, now or datetime.now().astimezone())
+
+
+def placed_by_hand(overrides: Sequence[str], environ: Mapping[str, str] = os.environ) -> bool:
+    """True if run.id or run.folder are given outside the file."""
+    given = {key for key, _ in parse_overrides(overrides)}
+    variables = {
+        name.removeprefix(ENV_PREFIX).lower().replace("__", ".") for name in environ if name[:12] == ENV_PREFIX
+    }
+    return any(key in given | variables for key in _PLACE)
+
+
+def report_on(folder: Path) -> None:
+    """Writes and shows the report of a run folder. Raises ConfigError where it is none."""
+    if not (folder / run_folder.CONFIG).is_file():
+        raise ConfigError(f"{folder} is not a run folder: it has no {run_folder.CONFIG}")
+    config = load_config(folder / run_folder.CONFIG)
+    summary = write_report(folder, config.run.id, _facts(config))
+    console = Console()
+    console.print(summary_table(summary))
+    console.print(f"{folder / SUMMARY}\n{folder / PLOT}", highlight=False, soft_wrap=True)
+
+
+def _facts(config: Config) -> RedisFacts | None:
+    try:
+        client = connect(config, timeout_s=2.0)
+        try:
+            return read_facts(client, Keys(config.run.id))
+        finally:
+            client.close()
+    except StreamError:
+        return None
+
+
+def _show_end(console: Console, errors: Console, config: Config, outcome: Outcome) -> None:
+    if outcome.summary is not None:
+        console.print(summary_table(outcome.summary))
+    if outcome.exit_code:
+        errors.print(outcome.reason, style="red", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"run folder {config.run.folder}", highlight=False, soft_wrap=True)

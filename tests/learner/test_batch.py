@@ -1,0 +1,81 @@
+"""Groups to tensors."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.batch import StepBatch, batch_rewards, build_step, cut
+from shared.types import Group, SamplingSettings, VersionSpan
+from tests import builders
+
+
+def step_of(groups: list[Group], micro_batch_tokens: int = 10_000) -> StepBatch:
+    return build_step(groups, batch_rewards(groups), "group_std", micro_batch_tokens)
+
+
+def test_every_trained_token_finds_its_own_id_logprob_temperature_advantage_and_version() -> None:
+    group = builders.group(3)
+    mask = np.array([True, False, True])
+    odd = replace(
+        group.trajectories[0],
+        loss_mask=mask,
+        versions=(VersionSpan(4, 0, 2), VersionSpan(5, 2, 3)),
+        sampling=SamplingSettings(temperature=0.7),
+    )
+    group = replace(group, trajectories=(odd, *group.trajectories[1:]))
+    batch = step_of([group])
+    [m] = batch.micro_batches
+    mine = m.sequence_of == 0
+    assert m.input_ids[m.rows, m.columns][mine].tolist() == odd.token_ids[mask].tolist()
+    assert m.behavior_logprobs[mine].tolist() == odd.behavior_logprobs[mask].tolist()
+    assert m.temperature[mine].tolist() == pytest.approx([0.7, 0.7])
+    assert batch.versions[mine.numpy()].tolist() == [4, 5]
+    assert batch.staleness(lambda version: 9 - version)[mine.numpy()].tolist() == [5, 4]
+    rewards = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    expected = (rewards - 0.5) / rewards.std()
+    assert m.advantages[mine].tolist() == pytest.approx([expected[0].item()] * 2)
+    assert batch.trained_tokens == 2 + 4 + 5 + 6
+    assert batch.signal_share == 1.0
+
+
+def test_the_prompt_is_before_every_completion_and_padding_is_on_the_right() -> None:
+    group = builders.group(0)
+    [m] = step_of([group]).micro_batches
+    for row in range(4):
+        t = group.trajectories[int(m.sequence_of[m.rows == row][0])]
+        whole = [*group.prompt_ids.tolist(), *t.token_ids.tolist()]
+        assert m.input_ids[row].tolist() == whole + [0] * (m.input_ids.shape[1] - len(whole))
+
+
+def test_a_trajectory_without_trained_tokens_counts_for_the_baseline_only() -> None:
+    group = builders.group(0)
+    silent = replace(group.trajectories[1], loss_mask=np.zeros(4, dtype=np.bool_))
+    one, _, *rest = group.trajectories
+    whole, without = step_of([group]), step_of([replace(group, trajectories=(one, silent, *rest))])
+    assert without.trained_tokens == whole.trained_tokens - 4
+    assert 1 not in without.micro_batches[0].sequence_of
+    assert without.rewards.tolist() == whole.rewards.tolist()
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200))
+def test_micro_batches_hold_each_trajectory_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    pieces = cut(lengths, budget)
+    assert sorted(i for piece in pieces for i in piece) == list(range(len(lengths)))
+    for piece in pieces:
+        padded = max(lengths[i] for i in piece) * len(piece)
+        assert padded <= budget or len(piece) == 1
+
+
+def test_shuffled_rewards_keep_the_multiset_and_follow_the_seed() -> None:
+    groups = [builders.group(i) for i in range(16)]
+    plain = np.concatenate(batch_rewards(groups))
+    shuffled = np.concatenate(batch_rewards(groups, (0, 3)))
+    assert sorted(plain) == sorted(shuffled)
+    assert plain.tolist() != shuffled.tolist()
+    assert shuffled.tolist() == np.concatenate(batch_rewards(groups, (0, 3))).tolist()
+    assert shuffled.tolist() != np.concatenate(batch_rewards(groups, (0, 4))).tolist()
+    assert [len(r) for r in batch_rewards(groups, (0, 3))] == [4] * 16

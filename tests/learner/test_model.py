@@ -1,0 +1,102 @@
+"""The policy against transformers' own answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import learner.model
+from learner.batch import batch_rewards, build_step
+from learner.model import PolicyModel, choose_device
+from shared.errors import ConfigError
+from shared.types import SamplingSettings
+from tests import builders
+
+
+def load(folder: Path) -> PolicyModel:
+    return PolicyModel.load(str(folder), "float32", torch.device("cpu"))
+
+
+def test_log_probs_are_those_of_the_whole_model_at_the_behaviors_temperature(tiny_folder: Path) -> None:
+    group = builders.group(0)
+    cold = [builders.trajectory(4, seed=i, sampling=SamplingSettings(temperature=0.5)) for i in range(2)]
+    group = builders.group(0, trajectories=(*group.trajectories, *cold))
+    [m] = build_step([group], batch_rewards([group]), "group_std", 10_000).micro_batches
+    found = load(tiny_folder).logprobs(m).detach()
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    for i, t in enumerate(group.trajectories):
+        ids = torch.from_numpy(np.concatenate((group.prompt_ids, t.token_ids))).long()
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0] / t.sampling.temperature
+        start = len(group.prompt_ids)
+        expected = torch.log_softmax(logits, -1)[range(start - 1, len(ids) - 1), ids[start:]]
+        assert found[m.sequence_of == i].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_large_vocabulary_goes_through_the_head_in_pieces_with_the_same_gradient(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [builders.group(0)]
+    [m] = build_step(groups, batch_rewards(groups), "group_std", 10_000).micro_batches
+    policy = load(tiny_folder)
+    policy.module.double()
+    gradients = []
+    for elements in (2**28, 5 * policy.vocab_size):
+        monkeypatch.setattr(learner.model, "HEAD_ELEMENTS", elements)
+        policy.module.zero_grad()
+        policy.logprobs(m).pow(2).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.module.parameters()]))
+    assert torch.allclose(*gradients, rtol=1e-10, atol=1e-12)
+    assert gradients[0].norm() > 0
+
+
+def test_the_probe_answers_as_the_whole_model_does(tiny_folder: Path) -> None:
+    policy = load(tiny_folder)
+    sequences = [[0, policy.vocab_size - 1, 5], [7, 8], [1, 2, 3, 4, 5, 6]]
+    answers = policy.sequence_logprobs(sequences)
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    for sequence, answer in zip(sequences, answers, strict=True):
+        ids = torch.tensor([sequence])
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(ids).logits[0], -1)
+        expected = logprobs[range(len(sequence) - 1), sequence[1:]]
+        assert answer == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_files_are_exactly_those_of_save_pretrained(tiny_folder: Path, tmp_path: Path) -> None:
+    load(tiny_folder).save(tmp_path / "ours")
+    AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).save_pretrained(tmp_path / "theirs")
+    ours, theirs = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("ours", "theirs"))
+    assert ours == theirs
+
+
+def test_published_precision_is_in_the_weights_and_in_the_config(tiny_folder: Path, tmp_path: Path) -> None:
+    PolicyModel.load(str(tiny_folder), "bfloat16", torch.device("cpu")).save(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert "lm_head.weight" not in stored, "tied weights are written once"
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_what_cannot_be_loaded_or_recomputed_is_refused_by_key(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.path .*nothing-here"):
+        PolicyModel.load(str(tmp_path / "nothing-here"), "float32", torch.device("cpu"))
+    module = load(tiny_folder).module
+    module.config.final_logit_softcapping = 30.0
+    with pytest.raises(ConfigError, match="final_logit_softcapping"):
+        PolicyModel(module)
+
+
+def test_a_device_that_is_not_there_is_refused_by_key() -> None:
+    if torch.cuda.is_available():
+        assert choose_device("auto").type == "cuda"
+        return
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(ConfigError, match=r"learner\.device"):
+        choose_device("cuda")

@@ -1,0 +1,74 @@
+"""An outage is waited out, for a while, and said."""
+
+import time
+
+import pytest
+
+from learner.patience import Patience
+from shared.errors import DeadlineError, FencedError, OutOfMemoryError, StreamError
+from shared.log import configure
+from shared.process import StopFlag
+
+
+class Away:
+    """A command that fails some times before it works."""
+
+    def __init__(self, times: int, error: Exception | None = None) -> None:
+        self.times = times
+        self.error = error or StreamError("Redis cannot be reached: connection refused")
+
+    def __call__(self) -> str:
+        self.times -= 1
+        if self.times >= 0:
+            raise self.error
+        return "done"
+
+
+class Outage:
+    def __init__(self, outage_s: float = 5.0) -> None:
+        self.said: list[str] = []
+        self.reopened = 0
+        self.stop = StopFlag()
+        log = configure("run", "learner", "critical")
+        self.patience = Patience(self._reopen, self.said.append, self.stop, log, outage_s)
+
+    def _reopen(self) -> None:
+        self.reopened += 1
+
+
+def test_a_command_that_works_is_run_once_and_nothing_is_said() -> None:
+    outage = Outage()
+    assert outage.patience("read groups", Away(0)) == "done"
+    assert (outage.said, outage.reopened) == ([], 0)
+
+
+def test_the_stream_is_opened_again_before_each_new_try() -> None:
+    outage = Outage()
+    assert outage.patience("read groups", Away(2)) == "done"
+    assert outage.said == ["waiting for Redis, to read groups"] * 2
+    assert outage.reopened == 2
+
+
+def test_an_outage_without_end_ends_with_its_purpose_and_last_error() -> None:
+    with pytest.raises(DeadlineError, match=r"0\.3 s for Redis, to read groups; last error: .*connection refused"):
+        Outage(0.3).patience("read groups", Away(1000))
+
+
+def test_a_stop_ends_the_wait_at_once() -> None:
+    outage = Outage(60.0)
+    outage.stop.reason = "SIGTERM"
+    started = time.monotonic()
+    with pytest.raises(StreamError, match="connection refused"):
+        outage.patience("read groups", Away(1000))
+    assert time.monotonic() - started < 1
+
+
+def test_a_fence_is_not_waited_out() -> None:
+    with pytest.raises(FencedError):
+        Outage().patience("publish", Away(1, FencedError("another learner")))
+
+
+def test_what_only_informs_is_left_out_when_redis_is_full() -> None:
+    outage = Outage()
+    outage.patience.tell("add to the history", lambda: str(Away(9, OutOfMemoryError("OOM"))()) and None)
+    assert outage.reopened == 0

@@ -1,0 +1,71 @@
+"""What is published, and what retention may delete."""
+
+from __future__ import annotations
+
+import pytest
+
+from learner.lineage import START, Lineage
+from learner.publish import probe_sequences, versions_to_keep
+from tests.learner.conftest import MakeWorld
+from tests.learner.world import World
+
+
+def test_the_probe_reaches_the_vocabularys_ends_and_differs_in_length() -> None:
+    sequences = probe_sequences(1000)
+    assert sequences == probe_sequences(1000)
+    tokens = {token for sequence in sequences for token in sequence}
+    assert {0, 999} <= tokens
+    assert min(map(len, sequences)) == 2
+    assert max(map(len, sequences)) == 32
+    assert len(tokens) > 50
+    assert max(map(len, probe_sequences(1000, longest=10))) == 10
+
+
+def test_the_probe_of_a_version_is_what_its_own_weights_answer(world: World) -> None:
+    learner = world.learner()
+    world.append(4)
+    learner.iterate()
+    first, second = (world.store.manifest(version).probe for version in (0, 1))
+    assert first.sequences == second.sequences
+    policy = learner.training.parts.policy
+    assert second.logprobs == policy.sequence_logprobs(second.sequences)
+    pairs = zip(sum(first.logprobs, []), sum(second.logprobs, []), strict=True)
+    assert max(abs(a - b) for a, b in pairs) > 0.01
+
+
+@pytest.mark.parametrize(("lag", "kept"), [(0, [4, 5]), (2, [2, 3, 4, 5])])
+def test_retention_keeps_what_the_lag_needs(make_world: MakeWorld, lag: int, kept: list[int]) -> None:
+    world = make_world(f"rollout.lag={lag}", "learner.retain_versions=2", "learner.checkpoint_every=100")
+    learner = world.learner()
+    for _ in range(5):
+        world.append(4)
+        learner.iterate()
+    assert world.store.versions() == kept
+    assert sorted(world.control.parents()) == kept
+
+
+def test_a_server_that_asks_for_more_lag_than_configured_is_heard(make_world: MakeWorld) -> None:
+    world = make_world("learner.retain_versions=1", "learner.checkpoint_every=100")
+    learner = world.learner()
+    world.control.beat("rollout:r0", {"kind": "rollout", "lag": 3}, 30)
+    for _ in range(5):
+        world.append(4)
+        learner.iterate()
+    assert world.store.versions() == [2, 3, 4, 5]
+
+
+def test_after_a_restore_the_lag_can_still_be_served() -> None:
+    lineage = Lineage((START,), 10).restored(10, 20, {})
+    assert versions_to_keep(lineage, lag=3, retain=1, restorable=[8]) == {20, 10, 9, 8, 7, 6}
+
+
+def test_what_a_torn_publish_left_is_passed_over_and_removed(world: World) -> None:
+    learner = world.learner()
+    (world.store.begin(1) / "model.safetensors").write_bytes(b"half")
+    world.append(4)
+    learner.iterate()
+    assert world.store.versions() == [0, 1]
+    (world.store.begin(2) / "model.safetensors").write_bytes(b"half")
+    learner = world.learner()
+    assert world.latest == 3, "nobody knows who may still be writing version 2"
+    assert not world.store.folder(2).exists()

@@ -1,0 +1,131 @@
+"""One optimizer step on a tiny model: the same gradient however it is cut, or no step at all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from learner.batch import StepBatch, batch_rewards, build_step
+from learner.model import PolicyModel
+from learner.step import learning_rate, make_optimizer, take_step
+from shared.config.models import LearnerConfig
+from shared.types import Group
+from tests import builders
+
+CONFIG = LearnerConfig(learning_rate=1e-3, max_grad_norm=1e9)
+
+
+def load(tiny_folder: Path) -> PolicyModel:
+    return PolicyModel.load(str(tiny_folder), "float32", torch.device("cpu"))
+
+
+def stale_groups() -> list[Group]:
+    """Behavior log-probs that are far from the tiny model's: an ESS well below 1."""
+    return [builders.group(i) for i in range(3)]
+
+
+def cut_into(groups: list[Group], micro_batch_tokens: int) -> StepBatch:
+    return build_step(groups, batch_rewards(groups), "group_std", micro_batch_tokens)
+
+
+def gradient(policy: PolicyModel, batch: StepBatch) -> torch.Tensor:
+    """The step's gradient; the weights stay."""
+    config = CONFIG.model_copy(update={"learning_rate": 0.0})
+    optimizer = make_optimizer(policy, config)
+    before = torch.cat([p.detach().flatten() for p in policy.named_parameters().values()])
+    outcome = take_step(policy, optimizer, batch, config, 1)
+    assert outcome.skipped == ""
+    assert torch.equal(before, torch.cat([p.detach().flatten() for p in policy.named_parameters().values()]))
+    return torch.cat([p.grad.flatten() for p in policy.named_parameters().values() if p.grad is not None])
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 20, 40])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_the_gradient_does_not_depend_on_micro_batches(
+    tiny_folder: Path, dtype: torch.dtype, tolerance: float, micro_batch_tokens: int
+) -> None:
+    policy = load(tiny_folder)
+    policy.module.to(dtype)
+    groups = stale_groups()
+    whole, pieces = cut_into(groups, 10_000), cut_into(groups, micro_batch_tokens)
+    assert len(whole.micro_batches) == 1
+    assert len(pieces.micro_batches) > 2
+    one, many = gradient(policy, whole), gradient(policy, pieces)
+    assert one.norm() > 0
+    assert ((one - many).norm() / one.norm()).item() < tolerance
+
+
+def test_statistics_do_not_depend_on_micro_batches(tiny_folder: Path) -> None:
+    policy = load(tiny_folder)
+    policy.module.double()
+    config = CONFIG.model_copy(update={"learning_rate": 0.0})
+    seen = []
+    for tokens in (10_000, 20):
+        outcome = take_step(policy, make_optimizer(policy, config), cut_into(stale_groups(), tokens), config, 1)
+        seen.append([outcome.loss, outcome.grad_norm, *(v.item() for v in vars(outcome.statistics).values())])
+    assert seen[0] == pytest.approx(seen[1], rel=1e-10)
+    assert seen[0][2] < 0.9
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [20, 10_000])
+def test_a_ratio_that_is_not_finite_skips_the_step(tiny_folder: Path, micro_batch_tokens: int) -> None:
+    policy = load(tiny_folder)
+    groups = stale_groups()
+    first, *others = groups[0].trajectories
+    broken = replace(first, behavior_logprobs=np.full(3, -np.inf, dtype=np.float32))
+    groups[0] = replace(groups[0], trajectories=(broken, *others))
+    before = policy.sequence_logprobs([[1, 2, 3]])
+    optimizer = make_optimizer(policy, CONFIG)
+    outcome = take_step(policy, optimizer, cut_into(groups, micro_batch_tokens), CONFIG, 1)
+    assert "non-finite ESS" in outcome.skipped
+    assert policy.sequence_logprobs([[1, 2, 3]]) == before
+    assert all(p.grad is None for p in policy.named_parameters().values())
+    assert not optimizer.state
+
+
+def test_a_loss_that_is_not_finite_skips_the_step(tiny_folder: Path) -> None:
+    policy = load(tiny_folder)
+    groups = stale_groups()
+    rewards = [np.array([0.0, 1e39, 0.0, 1.0]), *batch_rewards(groups)[1:]]
+    batch = build_step(groups, rewards, "group_mean", 10_000)
+    before = policy.sequence_logprobs([[1, 2, 3]])
+    outcome = take_step(policy, make_optimizer(policy, CONFIG), batch, CONFIG, 1)
+    assert "non-finite loss" in outcome.skipped
+    assert policy.sequence_logprobs([[1, 2, 3]]) == before
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step(tiny_folder: Path) -> None:
+    policy = load(tiny_folder)
+    weight = policy.named_parameters()["model.norm.weight"]
+    weight.register_hook(lambda grad: torch.full_like(grad, math.inf))  # type: ignore[no-untyped-call]
+    before = policy.sequence_logprobs([[1, 2, 3]])
+    outcome = take_step(policy, make_optimizer(policy, CONFIG), cut_into(stale_groups(), 10_000), CONFIG, 1)
+    assert "non-finite gradient" in outcome.skipped
+    assert policy.sequence_logprobs([[1, 2, 3]]) == before
+
+
+def test_the_gradient_norm_is_clipped_and_reported_before_clipping(tiny_folder: Path) -> None:
+    policy = load(tiny_folder)
+    config = CONFIG.model_copy(update={"max_grad_norm": 1e-4, "learning_rate": 0.0})
+    outcome = take_step(policy, make_optimizer(policy, config), cut_into(stale_groups(), 10_000), config, 1)
+    clipped = torch.cat([p.grad.flatten() for p in policy.named_parameters().values() if p.grad is not None])
+    assert outcome.grad_norm > 1e-3
+    assert clipped.norm().item() == pytest.approx(1e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
+    ],
+)
+def test_schedules_rise_in_the_warm_up_and_then_follow_their_name(schedule: str, expected: list[float]) -> None:
+    config = LearnerConfig(learning_rate=1.0, schedule=schedule, warmup_steps=2, steps=6)  # type: ignore[arg-type]
+    assert [learning_rate(config, step) for step in range(1, 7)] == pytest.approx(expected)

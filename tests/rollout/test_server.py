@@ -1,0 +1,389 @@
+"""The rollout server on a real Redis, a real store and transformers' own generation."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rollout.engines.transformers import TransformersEngine
+from shared.config import Config
+from shared.errors import ConfigError, EnvironmentFailure, UnprovenVersionError
+from shared.store import Probe
+from shared.stream import backlog
+from shared.types import Float32Array, Group, Int32Array, Source
+from tests.conftest import RedisServer
+from tests.rollout.models import PROBE, logprobs_of, probe_of
+from tests.rollout.run import Run, parts_of, serving, small, until
+from tests.rollout.worlds import HELDOUT, Hanging
+
+pytestmark = pytest.mark.asyncio
+
+
+def versions_of(groups: list[Group]) -> set[int]:
+    return {span.policy_version for group in groups for t in group.trajectories for span in t.versions}
+
+
+async def test_groups_arrive_whole_and_tell_the_truth(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    run.publish()
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.unapplied() == 8, "all credit to be used", server)
+    groups = run.groups()
+    assert sorted(group.prompt_index for group in groups) == list(range(8))
+    for group in groups:
+        assert group.group_id == f"{run.config.run.id}:{group.prompt_index}"
+        assert (group.group_size, group.environment, group.server_id, group.lag) == (4, "parity", "r0", 0)
+        assert group.started_at <= group.completed_at
+        for t in group.trajectories:
+            assert t.versions[0].policy_version == 0
+            assert len(t.versions) == 1
+            assert t.loss_mask.all()
+            assert (t.source == Source.POLICY).all()
+            assert t.reward == float(t.token_ids[0] % 2 == 0) == t.rewards["even"]
+            whole = [*group.prompt_ids.tolist(), *t.token_ids.tolist()]
+            expected = logprobs_of(run.model, whole)[len(group.prompt_ids) - 1 :]
+            np.testing.assert_allclose(t.behavior_logprobs, expected, atol=1e-4)
+
+
+async def test_no_more_is_asked_for_than_there_is_credit_and_the_wait_says_why(
+    config: Config, tiny_model: Path
+) -> None:
+    run = Run(small(config, tiny_model))
+    run.publish()
+    parts = parts_of(run.config)
+    async with serving(parts) as server:
+        await until(lambda: run.state_of() == "waiting for staleness credit", "the server to say so", server)
+        assert (run.unapplied(), run.leased()) == (8, 0)
+        status = run.control.status_of("rollout:r0")
+        assert status is not None
+        assert (status["in_flight"], status["groups"], status["policy_version"]) == (0, 8, 0)
+        assert status["proof_max_nats"] < 1e-5
+        run.reader.release([0, 1, 2])
+        await until(lambda: run.unapplied() == 8, "the freed credit to be used", server)
+    assert sorted(entry.prompt_index for entry in run.read()) == list(range(11))
+    assert parts.metrics.wait_seconds.labels("staleness credit")._value.get() > 0
+    assert run.control.members() == {}
+
+
+async def test_a_new_version_is_loaded_proven_and_served(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    run.publish()
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.unapplied() == 8, "the first groups", server)
+        run.step()
+        run.publish(applied=list(range(8)))
+        await until(lambda: run.unapplied() == 8, "the groups of the next version", server)
+    fresh = [group for group in run.groups() if group.prompt_index >= 8]
+    assert versions_of(fresh[-4:]) == {1}
+    t = fresh[-1].trajectories[0]
+    whole = [*fresh[-1].prompt_ids.tolist(), *t.token_ids.tolist()]
+    np.testing.assert_allclose(t.behavior_logprobs, logprobs_of(run.model, whole)[2:], atol=1e-4)
+
+
+async def test_the_synchronous_run_draws_every_group_by_the_version_that_it_updates(
+    config: Config, tiny_model: Path
+) -> None:
+    run = Run(small(config, tiny_model, "admission.max_staleness=0"))
+    run.publish()
+    async with serving(parts_of(run.config)) as server:
+        for version in range(5):
+            await until(lambda: run.unapplied() == 4, f"the groups of version {version}", server)
+            batch = run.groups()[-4:]
+            assert versions_of(batch) == {version}
+            run.step(0.01)
+            run.publish(applied=[group.prompt_index for group in batch])
+
+
+async def test_a_lag_serves_an_ancestor_of_the_latest(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model, "rollout.lag=2"))
+    for _ in range(4):
+        run.publish()
+        run.step()
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.unapplied() == 8, "groups", server)
+    assert versions_of(run.groups()) == {1}
+    assert {group.lag for group in run.groups()} == {2}
+
+
+async def test_a_version_that_is_not_what_its_probe_says_stops_the_server(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    run.publish()
+    truth = probe_of(run.model)
+    parts = parts_of(run.config)
+    lie = Probe(PROBE, [[value + 1.0 for value in row] for row in truth.logprobs])
+
+    async def be_lied_to() -> None:
+        async with serving(parts) as server:
+            await until(lambda: run.unapplied() == 8, "the first groups", server)
+            run.publish(lie, applied=list(range(8)))
+            await asyncio.wait({server}, timeout=10)
+
+    with pytest.raises(UnprovenVersionError, match=r"version 1 .* off by 1 nats, 0\.001 is allowed"):
+        await be_lied_to()
+    assert versions_of(run.groups()) == {0}
+    assert run.leased() == 0
+    assert run.control.members() == {}
+    [event] = run.control.events()
+    assert "version 1 is not what the engine serves" in event["text"]
+    assert parts.metrics.sync_failures.labels("unproven")._value.get() == 1
+
+
+async def test_groups_that_end_while_a_version_is_unproven_wait_for_the_proof(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real engine, with a proof that takes its time: what it drew meanwhile is not in the stream."""
+    run = Run(small(config, tiny_model))
+    run.publish()
+    proving, go_on = asyncio.Event(), asyncio.Event()
+    truly = TransformersEngine.logprobs
+
+    async def slowly(self: TransformersEngine, token_ids: Int32Array) -> Float32Array:
+        if self.policy_version == 1:
+            proving.set()
+            await go_on.wait()
+        return await truly(self, token_ids)
+
+    monkeypatch.setattr(TransformersEngine, "logprobs", slowly)
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.unapplied() == 8, "the first groups", server)
+        run.step()
+        run.publish(applied=list(range(7)))  # one group stays unapplied: credit for 7, the server takes 4 at once
+        await asyncio.wait_for(proving.wait(), 10)
+        await until(lambda: run.leased() == 4, "groups of the unproven version", server)
+        await asyncio.sleep(0.3)
+        assert versions_of(run.groups()) == {0}
+        go_on.set()
+        await until(lambda: run.unapplied() == 8, "the groups to be appended", server)
+    assert versions_of(run.groups()) == {0, 1}
+
+
+async def test_an_evaluation_is_answered_by_one_version_and_not_trained_on(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    run.publish()
+    run.control.request_evaluation(0)
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: bool(run.control.evaluations()), "the result", server)
+        await until(lambda: run.unapplied() == 8, "groups", server)
+    [result] = run.control.evaluations()
+    assert (result.policy_version, result.prompts, result.server_id) == (0, 8, "r0")
+    assert result.accuracy == sum(best_is_even(run, HELDOUT + i) for i in range(8)) / 8
+    assert 1 <= result.mean_length <= 6
+    assert run.control.pending_evaluations() == []
+    assert all(entry.prompt_index < HELDOUT for entry in run.read())
+
+
+def best_is_even(run: Run, index: int) -> bool:
+    """What greedy decoding answers first, by the model itself."""
+    prompt = [10, 11, index % 200]
+    with torch.no_grad():
+        return int(run.model(torch.tensor([prompt])).logits[0, -1].argmax()) % 2 == 0
+
+
+async def test_an_evaluation_beyond_the_lag_is_a_detour_that_no_group_takes(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model, "rollout.lag=1"))
+    run.publish()
+    run.step()
+    run.publish()
+    run.control.request_evaluation(1)
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: bool(run.control.evaluations()), "the result", server)
+        await until(lambda: run.unapplied() == 8, "groups", server)
+    [result] = run.control.evaluations()
+    assert result.policy_version == 1
+    assert versions_of(run.groups()) == {0}
+
+
+async def test_an_evaluation_that_fails_is_given_back_and_said(config: Config, tiny_model: Path) -> None:
+    broken = [HELDOUT, HELDOUT + 1]
+    overrides = ["environment.path=tests.rollout.worlds:Failing", f"environment.params.broken={broken}"]
+    run = Run(small(config, tiny_model, *overrides))
+    run.publish()
+    run.control.request_evaluation(0)
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: len(run.control.events()) == 3, "three attempts", server)
+        await until(lambda: run.unapplied() == 8, "groups, which go on", server)
+    assert "ZeroDivisionError: the scorer is broken" in run.control.events()[0]["text"]
+    assert run.control.evaluations() == []
+    assert run.control.claim_evaluation(0, 1.0), "another server can claim it"
+
+
+async def test_a_prompt_whose_scorer_fails_ends_as_a_failure_and_never_as_reward_0(
+    config: Config, tiny_model: Path
+) -> None:
+    overrides = ["environment.path=tests.rollout.worlds:Failing", "environment.params.broken=[2, 5]"]
+    run = Run(small(config, tiny_model, *overrides))
+    run.publish()
+    parts = parts_of(run.config)
+    async with serving(parts) as server:
+        await until(lambda: run.unapplied() == 8, "all credit to be used", server)
+    failed = {entry.prompt_index: entry.failure for entry in run.read() if entry.failure}
+    assert set(failed) == {2, 5}
+    assert failed[2] == "raised: parity: ZeroDivisionError: the scorer is broken"
+    assert {group.prompt_index for group in run.groups()} == {0, 1, 3, 4, 6, 7}
+    assert parts.metrics.environment_failures.labels("raised")._value.get() == 6  # two prompts, three attempts each
+
+
+async def test_an_environment_that_only_fails_stops_the_server(config: Config, tiny_model: Path) -> None:
+    overrides = ["environment.path=tests.rollout.worlds:Failing", f"environment.params.broken={list(range(99))}"]
+    run = Run(small(config, tiny_model, *overrides))
+    run.publish()
+
+    async def serve() -> None:
+        async with serving(parts_of(run.config)) as server:
+            while not server.done():
+                run.reader.release([entry.prompt_index for entry in run.read()])
+                await asyncio.sleep(0.05)
+
+    with pytest.raises(
+        EnvironmentFailure, match=r"32 groups failed, none succeeded between them.*the scorer is broken"
+    ):
+        await serve()
+    assert run.leased() == 0
+
+
+async def test_a_hanging_scorer_fails_its_group_and_the_server_ends_all_the_same(
+    config: Config, tiny_model: Path
+) -> None:
+    overrides = ["environment.path=tests.rollout.worlds:Hanging", "rollout.reward_deadline_s=0.1"]
+    run = Run(small(config, tiny_model, *overrides, "rollout.groups_in_flight=1"))
+    run.publish()
+    Hanging.release.clear()
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: len(run.read()) == 1, "the first prompt's end", server)
+    Hanging.release.set()
+    assert run.entries[0].failure == "deadline: parity: the scorer has not answered within 0.1 s"
+
+
+async def test_a_paused_run_stands_still_and_says_so(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    run.publish()
+    run.control.set_paused(True)
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.state_of() == "paused by the operator", "the server to say so", server)
+        assert (run.unapplied(), run.leased()) == (0, 0)
+        run.control.set_paused(False)
+        await until(lambda: run.unapplied() == 8, "groups", server)
+
+
+async def test_two_servers_share_the_prompts_without_overlap(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model, "admission.max_staleness=5", "rollout.groups_in_flight=2"))
+    run.publish()
+    run.control.set_paused(True)
+    async with serving(parts_of(run.config, "r0")) as first:
+        await until(lambda: run.state_of("r0").startswith("paused"), "the first to be there", first)
+        async with serving(parts_of(run.config, "r1")) as second:
+            await until(lambda: run.state_of("r1").startswith("paused"), "the second to be there", second)
+            run.control.set_paused(False)
+            await until(lambda: run.unapplied() == 24, "all credit to be used", first)
+    groups = run.groups()
+    assert sorted(group.prompt_index for group in groups) == list(range(24))
+    assert {group.server_id for group in groups} == {"r0", "r1"}
+
+
+async def test_the_end_of_the_run_ends_the_server_in_order(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    run.publish()
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.unapplied() == 8, "groups", server)
+        run.control.set_phase("finished")
+        await asyncio.wait_for(server, 5)
+    assert run.control.members() == {}
+
+
+async def test_a_run_that_is_over_before_it_has_a_version_ends_the_server(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.state_of() == "waiting for the first published version", "the wait", server)
+        run.control.set_phase("failed", "the learner gave up")
+        await asyncio.wait_for(server, 5)
+
+
+async def test_leases_of_a_former_life_are_given_out_again_at_once(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    run.publish()
+    crashed = parts_of(run.config)
+    assert crashed.admission.lease(3, served_version=0).indices == (0, 1, 2)
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.unapplied() == 8, "all credit to be used", server)
+    assert sorted(entry.prompt_index for entry in run.read()) == list(range(8))
+
+
+async def test_an_id_in_use_is_refused_and_its_owner_stays_on_the_list(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    owner = {"pid": os.getppid(), "host": socket.gethostname(), "state": "generating groups"}
+    run.control.beat("rollout:r0", owner, 30)
+    with pytest.raises(ConfigError, match=r"server id 'r0' is in use by process \d+ on .*; choose another"):
+        async with serving(parts_of(run.config)) as server:
+            await asyncio.wait({server}, timeout=5)
+    assert run.control.status_of("rollout:r0") == owner
+
+
+async def test_a_torn_version_is_not_loaded_and_the_proven_one_goes_on(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    run.publish()
+    parts = parts_of(run.config)
+    async with serving(parts) as server:
+        await until(lambda: run.unapplied() == 8, "the first groups", server)
+        run.step()
+        manifest_of_0 = run.store.folder(0)
+        run.publish()
+        weights = run.store.folder(1) / "model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:-4] + b"torn")
+        failures = parts.metrics.sync_failures.labels("store")._value
+        before = failures.get()
+        await until(lambda: failures.get() > before, "a refusal", server)
+        assert manifest_of_0.exists()
+        weights.write_bytes(whole)
+        await until(lambda: parts.status.heartbeat.status["policy_version"] == 1, "the healed version", server)
+
+
+async def test_an_outage_of_redis_is_waited_out_and_loses_no_prompt(
+    config: Config, tiny_model: Path, own_redis: RedisServer
+) -> None:
+    there = config.model_copy(update={"redis": config.redis.model_copy(update={"url": own_redis.url})})
+    run = Run(small(there, tiny_model))
+    run.publish()
+    parts = parts_of(run.config)
+    async with serving(parts) as server:
+        await until(lambda: run.unapplied() == 8, "the first groups", server)
+        own_redis.kill()
+        await until(lambda: "waiting for Redis" in parts.status.heartbeat.status["state"], "the wait", server)
+        own_redis.start()
+        run.reader.release(list(range(8)))
+        await until(lambda: run.unapplied() == 8, "the next groups", server)
+    assert sorted(entry.prompt_index for entry in run.read()) == list(range(16))
+
+
+async def test_a_full_redis_is_back_pressure(config: Config, tiny_model: Path, own_redis: RedisServer) -> None:
+    there = config.model_copy(update={"redis": config.redis.model_copy(update={"url": own_redis.url})})
+    run = Run(small(there, tiny_model))
+    run.publish()
+    parts = parts_of(run.config)
+    run.client.config_set("maxmemory", 1)
+    async with serving(parts) as server:
+        await until(lambda: run.state_of() == "waiting for Redis memory", "the server to say so", server)
+        run.client.config_set("maxmemory", 0)
+        await until(lambda: run.unapplied() == 8, "groups", server)
+
+
+async def test_greedy_training_is_refused_before_anything_is_loaded(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model, "rollout.sampling.temperature=0"))
+    with pytest.raises(ConfigError, match=r"rollout\.sampling\.temperature is 0"):
+        async with serving(parts_of(run.config)) as server:
+            await asyncio.wait({server}, timeout=5)
+
+
+async def test_what_redis_holds_stays_within_what_admission_reckons_with(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    run.publish()
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.unapplied() == 8, "groups", server)
+    assert all(0 < entry.size <= run.config.group_bytes_bound for entry in run.read())
+    assert backlog(run.client, run.keys).bytes == sum(entry.size for entry in run.entries)

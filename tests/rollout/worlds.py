@@ -1,0 +1,84 @@
+"""Environments of the tests, reached by their import path as a user's own would be."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+
+from rollout.environments.base import Continue, Done, Environment, Setup, SingleTurn, Task
+from rollout.environments.transcript import Transcript
+from shared.types import Int32Array
+
+HELDOUT = 1_000_000
+
+
+class Parity(SingleTurn):
+    """Worth 1 where the first token is even."""
+
+    name = "parity"
+
+    def task(self, index: int) -> Task:
+        return Task(np.asarray([10, 11, index % 200], dtype=np.int32), index)
+
+    def heldout(self, index: int) -> Task:
+        return self.task(HELDOUT + index)
+
+    def score(self, task: Task, completion_ids: Int32Array) -> Done:
+        even = float(completion_ids[0] % 2 == 0)
+        return Done(even, {"even": even})
+
+
+class Failing(Parity):
+    """Its scorer raises for the prompts named in `broken`."""
+
+    def __init__(self, setup: Setup, broken: tuple[int, ...] = ()) -> None:
+        super().__init__(setup)
+        self._broken = set(broken)
+
+    def score(self, task: Task, completion_ids: Int32Array) -> Done:
+        if task.data in self._broken:
+            raise ZeroDivisionError("the scorer is broken")
+        return super().score(task, completion_ids)
+
+
+class Hanging(Parity):
+    """Its scorer never answers until `release` is set."""
+
+    release = threading.Event()
+
+    def score(self, task: Task, completion_ids: Int32Array) -> Done:
+        self.release.wait(30)
+        return super().score(task, completion_ids)
+
+
+class TwoTurns(Environment):
+    """Asks back once with tokens 1, 2, 3; the reward is the number of the policy's tokens."""
+
+    name = "two-turns"
+    question = np.asarray([1, 2, 3], dtype=np.int32)
+
+    def task(self, index: int) -> Task:
+        return Task(np.asarray([10, index], dtype=np.int32), index)
+
+    def heldout(self, index: int) -> Task:
+        return self.task(HELDOUT + index)
+
+    async def step(self, task: Task, transcript: Transcript) -> Continue | Done:
+        await asyncio.sleep(0)
+        if len(transcript.turns) == 1 and transcript.finish_reason != "length":
+            return Continue(self.question)
+        spoken = float(sum(turn.stop - turn.start for turn in transcript.turns))
+        return Done(spoken, {"spoken": spoken})
+
+
+class Unfinished(Environment):
+    """Lacks `step` and `heldout`."""
+
+    def task(self, index: int) -> Task:
+        return Task(np.zeros(1, dtype=np.int32), index)
+
+
+class NotAnEnvironment:
+    """Any class."""

@@ -1,0 +1,72 @@
+"""Step records, evaluations and dropped groups as the learner writes them, any field of which can be replaced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from shared.records import Dropped, StepRecord
+
+Row = dict[str, Any]
+
+
+def step(number: int, indices: Iterable[int] = (), **changes: Any) -> Row:
+    """The record of one optimizer step that applied the groups of these prompt indices."""
+    record = StepRecord(
+        step=number,
+        policy_version=max(0, number - 1),
+        at=1000.0 + number,
+        groups=2,
+        prompt_indices=list(indices),
+        trajectories=8,
+        tokens=100,
+        reward_mean=0.5,
+        signal_share=1.0,
+        length_mean=12.5,
+        truncated_share=0.0,
+        token_ess=0.98,
+        sequence_ess=0.9,
+        ratio_max=1.5,
+        ratio_min=0.5,
+        log_ratio_abs_max=0.7,
+        kl=0.001,
+        capped_share=0.1,
+        staleness_mean=1.0,
+        staleness_max=2,
+        floor_max_nats=1e-6,
+        loss=-0.1,
+        grad_norm=0.3,
+        learning_rate=1e-4,
+        skipped="",
+        wait_s=0.1,
+        compute_s=0.5,
+        publish_s=0.05,
+    )
+    return asdict(replace(record, **changes))
+
+
+def dropped(index: int, reason: str = "too_stale") -> Row:
+    """The record of a group that ended without a step."""
+    return asdict(Dropped(prompt_index=index, reason=reason, length_mean=4.0, reward_mean=0.0, at=1.0))
+
+
+def evaluation(version: int, accuracy: float) -> Row:
+    """A held-out result."""
+    return {
+        "policy_version": version,
+        "accuracy": accuracy,
+        "prompts": 64,
+        "mean_length": 5.0,
+        "seconds": 1.0,
+        "server_id": "r0",
+        "at": 1.0,
+    }
+
+
+def write_lines(path: Path, rows: Iterable[Row], torn: str = "") -> None:
+    """Writes rows as JSON lines, and what a killed process left of the last one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
