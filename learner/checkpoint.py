@@ -102,8 +102,8 @@ class CheckpointStore:
         return None
 
     def names(self) -> list[str]:
-        """Checkpoints with a manifest, oldest first."""
-        return [name for name in self._all() if (self.root / name / MANIFEST).is_file()]
+        """Checkpoints with a manifest that were not set aside, oldest first."""
+        return [n for n in self._all() if _NAME.fullmatch(n) and (self.root / n / MANIFEST).is_file()]
 
     def newest_epoch(self) -> int:
         """The highest learner epoch that ever wrote here."""

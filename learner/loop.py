@@ -76,13 +76,7 @@ class Learner:
     def run(self) -> None:
         """From start to end. Raises what ended it early; the run's phase then says so."""
         try:
-            self.start()
-            while self.iterate():
-                pass
-            if not self._stop:
-                self.finish()
-            if self._stop:
-                self.halt()
+            self._work()
         except FencedError as error:
             self.log.error("fenced", reason=str(error))
             self.heartbeat.stop(leave=False)  # the name belongs to the other learner now
@@ -91,6 +85,20 @@ class Learner:
             self._fail(error)
             raise
         self.heartbeat.stop()
+
+    def _work(self) -> None:
+        try:
+            self.start()
+            while self.iterate():
+                pass
+            if not self._stop:
+                self.finish()
+            if self._stop:
+                self.halt()
+        except StreamError as error:
+            if not self._stop:
+                raise
+            self.log.warning("stopped during an outage of Redis: the newest checkpoint counts", error=str(error))
 
     # -- start ----------------------------------------------------------------------------------
     def start(self) -> None:
@@ -256,13 +264,8 @@ class Learner:
     def halt(self) -> None:
         """An orderly stop: what was trained is published and saved, and the next start goes on from there."""
         self.heartbeat.set_state("stopping")
-        try:
-            self._save_all()
-            self._tell_phase("stopped", self._stop.reason)
-        except FencedError:
-            raise
-        except StreamError as error:
-            self.log.warning("stopped without a last checkpoint: Redis is away", error=str(error))
+        self._save_all()
+        self._tell_phase("stopped", self._stop.reason)
         self.log.info("stopped", reason=self._stop.reason, step=self.training.step)
 
     def _save_all(self) -> None:

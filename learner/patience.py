@@ -47,7 +47,7 @@ class Patience:
         except StreamError as error:
             return self._again(purpose, command, error)
 
-    def tell(self, purpose: str, command: Callable[[], None]) -> None:
+    def tell(self, purpose: str, command: Callable[[], object]) -> None:
         """The same for what only informs: refused at maxmemory, it is left out, and said."""
 
         def unless_full() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from rollout.environments.base import Environment, Task
+from rollout.environments.base import Environment
 from rollout.environments.failure import Failure
 from rollout.turns import Player
 from shared.config import Config
@@ -47,8 +47,7 @@ class Evaluator:
 
         """
         started = time.monotonic()
-        tasks = await asyncio.to_thread(self._tasks)
-        asking = [asyncio.ensure_future(self._ask(task)) for task in tasks]
+        asking = [asyncio.ensure_future(self._ask(index)) for index in range(self._prompts)]
         try:
             trajectories = await asyncio.gather(*asking)
         finally:
@@ -67,10 +66,8 @@ class Evaluator:
             at=time.time(),
         )
 
-    def _tasks(self) -> list[Task]:
-        return [self._environment.heldout(index) for index in range(self._prompts)]
-
-    async def _ask(self, task: Task) -> Trajectory:
+    async def _ask(self, index: int) -> Trajectory:
         async with self._at_once:
+            task = await self._environment.draw_heldout(index)
             [trajectory] = await self._player.play(task, 1, self._sampling)
             return trajectory

@@ -64,6 +64,9 @@ class Follower:
             view = await self.look()
             if view.phase in OVER:
                 return view.phase
+            if view.latest < 0:  # Redis has lost what it knew; the learner will say it again
+                await asyncio.sleep(POLL_S)
+                continue
             target = ancestor(view.latest, self._lag, view.parents)
             if await self._evaluate_one(view, target, admitter, evaluator):
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 
@@ -65,7 +64,7 @@ class Generator:
 
     async def _generate(self, prompt_index: int) -> Group:
         started = time.time()
-        task = await asyncio.to_thread(self._environment.task, prompt_index)
+        task = await self._environment.draw(prompt_index)
         trajectories = await self._player.play(task, self._parts.config.rollout.group_size, self._sampling)
         return Group(
             group_id=group_id_for(self._parts.config.run.id, prompt_index),

@@ -18,7 +18,9 @@ Rollout servers draw groups of completions and append them, with the log-probabi
 stream. The learner trains on whatever is there, fresh or stale, and lets the effective sample size (ESS) of the
 batch decide how far to trust it. The control plane shows how that goes.
 
-A first run on this machine:  trustbatch up --config deploy/configs/demo.yaml
+\b
+A first run on this machine:
+  trustbatch up --config deploy/configs/demo.yaml
 
 Settings come from one YAML file, then from the environment (TRUSTBATCH__LEARNER__STEPS=200), then from --set
 (learner.steps=200); the later the stronger.
@@ -44,14 +46,16 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         help="Overrides one key, e.g. learner.steps=200. May be repeated.",
         default_factory=list,
+        show_default=False,
     ),
 ]
 
 
 @app.command()
 def up(
-    overrides: Overrides,
+    *,
     config: File = None,
+    overrides: Overrides,
     rollouts: Annotated[int | None, typer.Option(metavar="N", help="Rollout servers on this machine.")] = None,
     name: Annotated[
         str | None,
@@ -64,8 +68,11 @@ def up(
     Starts Redis, the control plane, the learner and the rollout servers, each as a process of its own.
     Shows progress until the run has finished, then leaves summary, plot and trained model in the run folder.
     Ctrl-C stops every process within ten seconds; --resume goes on from the last checkpoint. Another terminal can
-    add a rollout server: trustbatch rollout --config RUN_FOLDER/config.yaml --server-id r9
-    """
+    add a rollout server:
+
+    \b
+      trustbatch rollout --config RUN_FOLDER/config.yaml --server-id r9
+    """  # noqa: D301 - the backspace keeps the line as it is
     from services.up import run_up
 
     if rollouts is not None:
@@ -75,8 +82,9 @@ def up(
 
 @app.command()
 def rollout(
-    overrides: Overrides,
+    *,
     config: Required,
+    overrides: Overrides,
     server_id: Annotated[str, typer.Option(metavar="ID", help="Unique among the run's rollout servers.")] = "r0",
 ) -> None:
     """Run one rollout server.
@@ -87,7 +95,7 @@ def rollout(
 
 
 @app.command()
-def learner(overrides: Overrides, config: Required) -> None:
+def learner(*, config: Required, overrides: Overrides) -> None:
     """Run the learner.
 
     It goes on from the newest checkpoint in the run folder, if there is one.
@@ -96,7 +104,7 @@ def learner(overrides: Overrides, config: Required) -> None:
 
 
 @app.command("control-plane")
-def control_plane(overrides: Overrides, config: Required) -> None:
+def control_plane(*, config: Required, overrides: Overrides) -> None:
     """Run the control plane.
 
     It serves the HTTP API, metrics and the page that shows the run.
@@ -105,7 +113,7 @@ def control_plane(overrides: Overrides, config: Required) -> None:
 
 
 @app.command()
-def doctor(overrides: Overrides, config: File = None) -> None:
+def doctor(*, config: File = None, overrides: Overrides) -> None:
     """Check this machine and this configuration.
 
     One line each: what is installed, which engine and device will be used, which Redis; with the remedy.
@@ -127,7 +135,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) -> Non
 
 
 @config_app.command("show")
-def config_show(overrides: Overrides, config: File = None) -> None:
+def config_show(*, config: File = None, overrides: Overrides) -> None:
     """Print the resolved configuration as YAML: file, environment and --set merged, defaults filled in."""
     from shared.config.load import dump_config
 
@@ -156,7 +164,7 @@ def main() -> NoReturn:
     from shared.errors import ConfigError, TrustbatchError
 
     try:
-        app()
+        app(prog_name="trustbatch")
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

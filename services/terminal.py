@@ -200,7 +200,8 @@ def _fixed(value: float | None, digits: int = 3) -> str:
 
 def _bar(p: Progress) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(f"step {p.step} / {p.steps}", ProgressBar(total=p.steps, completed=p.step, width=40, complete_style="cyan"), _eta(p))
+    bar = ProgressBar(total=p.steps, completed=p.step, width=40, complete_style="cyan")
+    grid.add_row(f"step {p.step} / {p.steps}", bar, _eta(p))
     return grid
 
 

@@ -56,9 +56,10 @@ def _halting(status: RunStatus) -> Verdict | None:
 
 
 def _starting(status: RunStatus) -> Verdict:
-    waiting = [f"{member.component} ({member.state})" for member in status.members if member.state]
+    working = [member for member in status.members if member.kind != "control-plane"]
+    waiting = [f"{member.component} ({member.state})" for member in working if member.state]
     if not waiting:
-        return Verdict("idle", "Starting: no process has reported yet.")
+        return Verdict("idle", "Starting: neither learner nor rollout server has reported yet.")
     return Verdict("idle", f"Starting: {'; '.join(waiting)}.")
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rollout.environments.failure import Failure
-from rollout.environments.scorers import ScorerPool
+from rollout.environments.threads import Threads
 from rollout.environments.transcript import Transcript
 from shared.errors import EnvironmentFailure
 from shared.types import Int32Array
@@ -64,6 +64,7 @@ class Environment(ABC):
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self.threads = Threads(self.name, setup.workers, setup.deadline_s)
 
     @abstractmethod
     def task(self, index: int) -> Task:
@@ -92,17 +93,21 @@ class Environment(ABC):
         except Exception as error:
             raise Failure("raised", f"{self.name}: {type(error).__name__}: {error}") from error
 
+    async def draw(self, index: int) -> Task:
+        """`task` in a thread, by its deadline, its failures translated. Raises EnvironmentFailure."""
+        return await self.threads.run(lambda: self.task(index))
+
+    async def draw_heldout(self, index: int) -> Task:
+        """`heldout`, likewise."""
+        return await self.threads.run(lambda: self.heldout(index))
+
     async def close(self) -> None:
-        """Ends what the environment started."""
-        return
+        """Ends the threads; one that hangs is left behind and does not keep the process."""
+        self.threads.close()
 
 
 class SingleTurn(Environment):
     """One question, one answer, a synchronous score outside the event loop."""
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self._pool = ScorerPool(self.name, setup.workers, setup.deadline_s)
 
     @abstractmethod
     def score(self, task: Task, completion_ids: Int32Array) -> Done:
@@ -110,15 +115,11 @@ class SingleTurn(Environment):
 
     async def step(self, task: Task, transcript: Transcript) -> Done:
         """The score. Its deadline counts from the moment a thread takes it up, not from the queue."""
-        return await self._pool.run(lambda: self.score(task, transcript.last_turn))
+        return await self.threads.run(lambda: self.score(task, transcript.last_turn))
 
     async def act(self, task: Task, transcript: Transcript) -> Continue | Done:
-        """The pool keeps the deadline and translates what the scorer raises."""
+        """The threads keep the deadline and translate what the scorer raises."""
         return checked(await self.step(task, transcript))
-
-    async def close(self) -> None:
-        """Ends the threads; one that hangs is left behind and does not keep the process."""
-        self._pool.close()
 
 
 def checked(answer: object) -> Continue | Done:

@@ -45,13 +45,16 @@ def _from_path(config: PythonEnvironmentConfig, setup: Setup) -> Environment:
             f"environment.path {config.path!r} lacks {', '.join(missing)}, which an environment must have"
         )
     try:
-        return found(setup, **config.params)
+        environment = found(setup, **config.params)
     except TypeError as error:
         signature = inspect.signature(found)
         raise ConfigError(
             f"environment.params {config.params}: {found.__name__}{signature} was called with the setup and these: "
             f"{error}"
         ) from error
+    if not hasattr(environment, "threads"):
+        raise ConfigError(f"environment.path {config.path!r}: __init__ must call super().__init__(setup)")
+    return environment
 
 
 def _import(path: str) -> Any:

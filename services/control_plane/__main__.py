@@ -60,7 +60,7 @@ def _serve(config: Any, component: str, logger: Any) -> None:
     if config.redis.url is None:
         raise ConfigError("redis.url is not set: the control plane needs the Redis of the run that it shows")
     _forward_warnings(logger)
-    StopFlag().install()  # uvicorn gives the signals back when it has stopped; they must find this handler
+    stop = StopFlag().install()  # uvicorn takes the signals over while it serves, and gives them back to this one
     listening = _listen(config.control_plane.host, config.control_plane.port)
     address = _address(config.control_plane.host, listening.getsockname()[1])
     client = connect(config, timeout_s=REDIS_TIMEOUT_S)
@@ -73,7 +73,10 @@ def _serve(config: Any, component: str, logger: Any) -> None:
         settings = uvicorn.Config(
             create_app(config), log_config=None, access_log=False, timeout_graceful_shutdown=GRACEFUL_S
         )
-        uvicorn.Server(settings).run(sockets=[listening])
+        server = uvicorn.Server(settings)
+        stop.on_stop(lambda: setattr(server, "should_exit", True))
+        server.should_exit = bool(stop)
+        server.run(sockets=[listening])
     finally:
         listening.close()
         heartbeat.stop()
@@ -88,6 +91,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # before the address is announced: who comes early waits instead of being refused
     except OSError as error:
         listening.close()
         raise ConfigError(

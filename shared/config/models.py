@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, model_validator
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -22,6 +22,15 @@ class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def _default_kind(kind: str) -> BeforeValidator:
+    """Fills in `kind` where a section is given without it, so that one key of it can be set alone."""
+
+    def fill(value: Any) -> Any:
+        return {"kind": kind, **value} if isinstance(value, dict) and "kind" not in value else value
+
+    return BeforeValidator(fill)
 
 
 class RunConfig(Section):
@@ -129,12 +138,17 @@ class TransformersEngineConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+EngineConfig = Annotated[
+    VllmEngineConfig | TransformersEngineConfig, Field(discriminator="kind"), _default_kind("vllm")
+]
+
+
 class RolloutConfig(Section):
     """The rollout servers."""
 
     servers: int = Field(1, ge=0, le=64)
     """How many `trustbatch up` starts on this machine."""
-    engine: VllmEngineConfig | TransformersEngineConfig = Field(VllmEngineConfig(), discriminator="kind")
+    engine: EngineConfig = VllmEngineConfig()
     sampling: SamplingConfig = SamplingConfig()
     group_size: int = Field(8, ge=1, le=1024)
     """Completions of one prompt."""
@@ -173,7 +187,9 @@ class PythonEnvironmentConfig(Section):
     """Keyword arguments of the class, after the setup that every environment is given first."""
 
 
-EnvironmentConfig = Annotated[ReasoningGymConfig | PythonEnvironmentConfig, Field(discriminator="kind")]
+EnvironmentConfig = Annotated[
+    ReasoningGymConfig | PythonEnvironmentConfig, Field(discriminator="kind"), _default_kind("reasoning_gym")
+]
 
 
 class EvaluationConfig(Section):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import shared.stream
 from shared.config import Config, load_config
 from shared.redis_client import connect
 from tests.learner.world import World, save_tiny_model
@@ -23,8 +24,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_world(config: Config, tiny_folder: Path) -> Iterator[MakeWorld]:
+def make_world(config: Config, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeWorld]:
     """make_world("learner.steps=4", ...): a run with small batches on the session's Redis, or on another."""
+    monkeypatch.setattr(shared.stream, "BLOCK_S", 0.1)
     worlds: list[World] = []
 
     def make(*overrides: str, url: str | None = None) -> World:

@@ -102,6 +102,12 @@ def test_a_damaged_checkpoint_is_set_aside_and_said(tiny_folder: Path, tmp_path:
         assert len(said) == 1
         assert bad in said[0]
         assert (store.root / f"{bad}.torn").is_dir()
+    assert store.names() == [good]
+    before = len(said)
+    store.newest()
+    assert len(said) == before, "it is said once"
+    assert store.write(2, state(7), tensors).startswith("e0002-n000003")
+    assert store.names()[0] == good, "what was set aside takes no good one's place"
 
 
 def test_a_crash_while_writing_leaves_the_checkpoints_before_it(tiny_folder: Path, tmp_path: Path) -> None:

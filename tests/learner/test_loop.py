@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from learner.loop import Learner
 from shared.errors import DeadlineError, FencedError
 from shared.store import PolicyStore
+from tests.conftest import RedisServer
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World, weights
 
@@ -165,18 +167,18 @@ def iterate_for(learner: Learner, seconds: float) -> None:
 
 
 def test_unusable_groups_do_not_put_off_the_idle_deadline(make_world: MakeWorld) -> None:
-    world = make_world("learner.idle_deadline_s=1.5")
+    world = make_world("learner.idle_deadline_s=0.5")
     learner = world.learner()
 
     def feed() -> None:
-        for index in world.lease(30):
+        for index in world.lease(15):
             world.put_bytes(index, b"rubbish")
             time.sleep(0.1)
 
     feeding = threading.Thread(target=feed)
     feeding.start()
     with pytest.raises(DeadlineError, match="undecodable"):
-        iterate_for(learner, seconds=6)
+        iterate_for(learner, seconds=1.2)
     feeding.join()
 
 
@@ -217,6 +219,23 @@ def test_an_orderly_stop_publishes_and_saves_what_was_trained(make_world: MakeWo
     assert world.learner().training.step == 2
 
 
+def test_a_stop_during_an_outage_is_not_a_failure(make_world: MakeWorld, own_redis: RedisServer) -> None:
+    world = make_world(url=own_redis.url)
+    learner = world.unstarted()
+    deadline = time.monotonic() + 20
+    with ThreadPoolExecutor(1) as pool:
+        life = pool.submit(learner.run)
+        while world.control.phase()[0] != "running":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        own_redis.kill()
+        while not learner.heartbeat.status["state"].startswith("waiting for Redis"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        world.stop.reason = "SIGTERM"
+        life.result(timeout=6)
+
+
 def test_a_fenced_learner_can_neither_publish_nor_record_nor_checkpoint_nor_delete(world: World) -> None:
     old = world.learner()
     world.append(4)
@@ -224,7 +243,7 @@ def test_a_fenced_learner_can_neither_publish_nor_record_nor_checkpoint_nor_dele
     old.training.train(old.training.intake.take())
     old.training.ledger.deletable = [entry_id.decode() for entry_id, _ in world.client.xrange(world.keys.groups)]
     new = world.learner()
-    stages = (old.training.record, old.training.write_checkpoint, old.training.delete_finished)
+    stages = (old.training.collect, old.training.record, old.training.write_checkpoint, old.training.delete_finished)
     for stage in stages:
         with pytest.raises(FencedError):
             stage()

@@ -16,6 +16,7 @@ from learner.minibatches import split
 from learner.model import PolicyModel
 from learner.step import make_optimizer, take_step
 from learner.training import Training
+from shared.control import Latest
 from shared.errors import StreamError
 from shared.types import Group
 from tests.conftest import RedisServer
@@ -224,8 +225,8 @@ def test_an_announcement_whose_answer_was_lost_still_frees_the_credit(world: Wor
     publisher = training.parts.publisher
     announce = publisher.announce
 
-    def announce_then_lose_the_answer(*arguments: object) -> None:
-        announce(*arguments)  # type: ignore[arg-type]
+    def announce_then_lose_the_answer(latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
+        announce(latest, oldest_kept, applied)
         answers.append("lost")
         if len(answers) == 1:
             raise StreamError("Redis cannot be reached: the connection was reset")

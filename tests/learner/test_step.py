@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite_skips_the_step(tiny_folder: Path) -> None:
 def test_a_gradient_that_is_not_finite_skips_the_step(tiny_folder: Path) -> None:
     policy = load(tiny_folder)
     weight = policy.named_parameters()["model.norm.weight"]
-    weight.register_hook(lambda grad: torch.full_like(grad, math.inf))  # type: ignore[no-untyped-call]
+    weight.register_hook(lambda grad: torch.full_like(grad, math.inf))
     before = policy.sequence_logprobs([[1, 2, 3]])
     outcome = take_step(policy, make_optimizer(policy, CONFIG), cut_into(stale_groups(), 10_000), CONFIG, 1)
     assert "non-finite gradient" in outcome.skipped
@@ -127,5 +127,5 @@ def test_the_gradient_norm_is_clipped_and_reported_before_clipping(tiny_folder: 
     ],
 )
 def test_schedules_rise_in_the_warm_up_and_then_follow_their_name(schedule: str, expected: list[float]) -> None:
-    config = LearnerConfig(learning_rate=1.0, schedule=schedule, warmup_steps=2, steps=6)  # type: ignore[arg-type]
+    config = LearnerConfig(learning_rate=1.0, schedule=schedule, warmup_steps=2, steps=6)
     assert [learning_rate(config, step) for step in range(1, 7)] == pytest.approx(expected)

@@ -13,7 +13,7 @@ import torch
 
 from rollout.engines.transformers import TransformersEngine
 from shared.config import Config
-from shared.errors import ConfigError, EnvironmentFailure, UnprovenVersionError
+from shared.errors import ConfigError, DeadlineError, EnvironmentFailure, StoreError, UnprovenVersionError
 from shared.store import Probe
 from shared.stream import backlog
 from shared.types import Float32Array, Group, Int32Array, Source
@@ -153,14 +153,16 @@ async def test_groups_that_end_while_a_version_is_unproven_wait_for_the_proof(
     async with serving(parts_of(run.config)) as server:
         await until(lambda: run.unapplied() == 8, "the first groups", server)
         run.step()
-        run.publish(applied=list(range(7)))  # one group stays unapplied: credit for 7, the server takes 4 at once
+        run.control.set_paused(True)  # until the new version is loaded, so that it draws all that is still to come
+        run.publish(applied=list(range(8)))
         await asyncio.wait_for(proving.wait(), 10)
+        run.control.set_paused(False)
         await until(lambda: run.leased() == 4, "groups of the unproven version", server)
         await asyncio.sleep(0.3)
         assert versions_of(run.groups()) == {0}
         go_on.set()
         await until(lambda: run.unapplied() == 8, "the groups to be appended", server)
-    assert versions_of(run.groups()) == {0, 1}
+    assert versions_of(run.groups()[8:]) == {1}
 
 
 async def test_an_evaluation_is_answered_by_one_version_and_not_trained_on(config: Config, tiny_model: Path) -> None:
@@ -229,6 +231,19 @@ async def test_a_prompt_whose_scorer_fails_ends_as_a_failure_and_never_as_reward
     assert parts.metrics.environment_failures.labels("raised")._value.get() == 6  # two prompts, three attempts each
 
 
+async def test_what_the_engine_refuses_or_the_environment_cannot_make_ends_its_prompt_only(
+    config: Config, tiny_model: Path
+) -> None:
+    run = Run(small(config, tiny_model, "environment.path=tests.rollout.worlds:Odd"))
+    run.publish()
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.unapplied() == 8, "all credit to be used", server)
+    failed = {entry.prompt_index: entry.failure for entry in run.read() if entry.failure}
+    assert set(failed) == {2, 5}
+    assert failed[2].startswith("engine: cannot draw 4 completions")
+    assert failed[5] == "raised: parity: LookupError: no such question"
+
+
 async def test_an_environment_that_only_fails_stops_the_server(config: Config, tiny_model: Path) -> None:
     overrides = ["environment.path=tests.rollout.worlds:Failing", f"environment.params.broken={list(range(99))}"]
     run = Run(small(config, tiny_model, *overrides))
@@ -257,7 +272,7 @@ async def test_a_hanging_scorer_fails_its_group_and_the_server_ends_all_the_same
     async with serving(parts_of(run.config)) as server:
         await until(lambda: len(run.read()) == 1, "the first prompt's end", server)
     Hanging.release.set()
-    assert run.entries[0].failure == "deadline: parity: the scorer has not answered within 0.1 s"
+    assert run.entries[0].failure == "deadline: parity: no answer within 0.1 s"
 
 
 async def test_a_paused_run_stands_still_and_says_so(config: Config, tiny_model: Path) -> None:
@@ -342,6 +357,35 @@ async def test_a_torn_version_is_not_loaded_and_the_proven_one_goes_on(config: C
         assert manifest_of_0.exists()
         weights.write_bytes(whole)
         await until(lambda: parts.status.heartbeat.status["policy_version"] == 1, "the healed version", server)
+
+
+async def test_a_version_that_stays_unreadable_stops_the_server(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.sync.SYNC_DEADLINE_S", 0.3)
+    run = Run(small(config, tiny_model))
+    run.publish()
+    (run.store.folder(0) / "model.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"for 0.3 s no version could be read: version 0: model.safetensors"):
+        async with serving(parts_of(run.config)) as server:
+            await asyncio.wait({server}, timeout=5)
+
+
+async def test_a_run_without_a_learner_is_left_after_the_idle_deadline(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.follow.LEARNER_POLL_S", 0.05)
+    run = Run(small(config, tiny_model, "learner.idle_deadline_s=0.5"))
+    run.publish()
+    run.control.beat("learner", {"state": "training"}, 1.0)
+
+    async def serve() -> None:
+        async with serving(parts_of(run.config)) as server:
+            await until(lambda: run.unapplied() == 8, "groups, while there is a learner", server)
+            await asyncio.wait({server}, timeout=5)
+
+    with pytest.raises(DeadlineError, match=r"waited 0\.5 s for a learner's heartbeat, in vain"):
+        await serve()
 
 
 async def test_an_outage_of_redis_is_waited_out_and_loses_no_prompt(

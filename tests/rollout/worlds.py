@@ -53,6 +53,15 @@ class Hanging(Parity):
         return super().score(task, completion_ids)
 
 
+class Odd(Parity):
+    """Prompt 2 is empty, which no engine takes; prompt 5 cannot be made."""
+
+    def task(self, index: int) -> Task:
+        if index == 5:
+            raise LookupError("no such question")
+        return Task(np.zeros(0, dtype=np.int32), index) if index == 2 else super().task(index)
+
+
 class TwoTurns(Environment):
     """Asks back once with tokens 1, 2, 3; the reward is the number of the policy's tokens."""
 
@@ -78,6 +87,13 @@ class Unfinished(Environment):
 
     def task(self, index: int) -> Task:
         return Task(np.zeros(1, dtype=np.int32), index)
+
+
+class Careless(Parity):
+    """Does not pass the setup on."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
 
 
 class NotAnEnvironment:

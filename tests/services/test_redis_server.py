@@ -34,11 +34,10 @@ def test_it_is_local_append_only_and_never_evicts(tmp_path: Path) -> None:
         server.stop()
     assert server.url.startswith("redis://127.0.0.1:")
     expected = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": ""}
-    found = {name.decode(): value.decode() for name, value in settings.items()}
-    assert {name: found[name] for name in expected} == expected
-    assert int(found["maxmemory"]) == 300 * 2**20
-    assert found["bind"] == "127.0.0.1"
-    assert Path(found["dir"]) == tmp_path / "run" / "redis"
+    assert {name: settings[name] for name in expected} == expected
+    assert int(settings["maxmemory"]) == 300 * 2**20
+    assert settings["bind"] == "127.0.0.1"
+    assert Path(settings["dir"]) == tmp_path / "run" / "redis"
 
 
 def test_data_survives_a_stop_and_the_port_is_taken_again(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_resume_takes_the_folder_itself_where_it_is_a_run(config: Config) -> Non
 
 
 def test_nothing_to_resume_is_said(config: Config) -> None:
-    with pytest.raises(ConfigError, match="there is no run in .*demo or .*demo-<time>; leave --resume away"):
+    with pytest.raises(ConfigError, match=r"there is no run in .*demo or .*demo-<time>; leave --resume away"):
         which_run(config, name=None, resume=True, by_hand=False)
 
 

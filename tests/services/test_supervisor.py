@@ -22,6 +22,7 @@ from services.launch import Programs
 from services.supervisor import Outcome, Supervisor
 from services.terminal import PlainScreen
 from shared.config import Config, load_config
+from shared.errors import ConfigError
 from shared.process import StopFlag
 
 pytestmark = pytest.mark.system
@@ -37,6 +38,7 @@ from services.launch import Programs
 from services.supervisor import Supervisor
 from services.terminal import PlainScreen
 from shared.config import load_config
+from shared.errors import ConfigError
 from shared.process import StopFlag
 stop = StopFlag().install()
 config = load_config(None, json.loads(sys.argv[1]), {})
@@ -220,7 +222,7 @@ def test_ctrl_c_while_the_small_model_is_made_leaves_nothing(
     stack: Stack, drive: Callable[..., subprocess.Popen[str]]
 ) -> None:
     driver = drive(programs(), f"model.path={stack.folder / 'tiny'}", "model.tiny={}")
-    wait_for(lambda: (stack.folder / "logs" / "examples.jsonl").exists(), 20, "the examples to be made")
+    wait_for((stack.folder / "logs" / "examples.jsonl").exists, 20, "the examples to be made")
     driver.send_signal(signal.SIGINT)
     shown, _ = driver.communicate(timeout=GONE_S)
     assert driver.returncode == 128 + signal.SIGINT
@@ -257,7 +259,7 @@ def test_a_folder_in_use_is_refused_by_name(stack: Stack, monkeypatch: pytest.Mo
     lock = run_folder.hold(stack.folder)
     assert lock is not None
     try:
-        with pytest.raises(run_folder.ConfigError, match="is held by a `trustbatch up` that still runs"):
+        with pytest.raises(ConfigError, match="is held by a `trustbatch up` that still runs"):
             run_folder.hold(stack.folder)
     finally:
         os.close(lock)

@@ -42,6 +42,7 @@ def test_a_user_s_own_class_is_given_the_setup_and_its_params() -> None:
             "not a class that derives from rollout.environments.base.Environment",
         ),
         ("tests.rollout.worlds:HELDOUT", "not a class that derives from"),
+        ("tests.rollout.worlds:Careless", r"__init__ must call super\(\).__init__\(setup\)"),
         ("tests.rollout.worlds:Unfinished", "lacks heldout, step, which an environment must have"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Threads for synchronous scorers, with a deadline for each call and a bound on what hangs.
+"""Threads for an environment's synchronous code: a deadline for each call and a bound on what hangs.
 
 A Python thread cannot be ended from outside. One that misses its deadline is written off and replaced; when
 `MAX_HUNG` of them hang at once the pool refuses further work. The threads are daemons, so none of them
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rollout.environments.failure import Failure
-from shared.errors import EnvironmentFailure
+from shared.errors import TrustbatchError
 
 T = TypeVar("T")
 MAX_HUNG = 8
@@ -30,8 +30,8 @@ class _Job:
     ended: bool = False
 
 
-class ScorerPool:
-    """Runs calls in at most `workers` threads that are not hung."""
+class Threads:
+    """Runs calls in at most `workers` threads that are not hung, outside the event loop."""
 
     def __init__(self, name: str, workers: int, deadline_s: float) -> None:
         self._name = name
@@ -57,7 +57,7 @@ class ScorerPool:
         """
         async with self._free:
             if self._hung >= MAX_HUNG:
-                raise Failure("hung", f"{self._name}: {self._hung} scorers hang; no more are started until one ends")
+                raise Failure("hung", f"{self._name}: {self._hung} calls hang; no more are made until one ends")
             loop = asyncio.get_running_loop()
             job = _Job(call, loop.create_future(), loop)
             self._jobs.put(job)
@@ -66,8 +66,7 @@ class ScorerPool:
                     answer: T = await job.answer
                     return answer
             except TimeoutError:
-                text = f"{self._name}: the scorer has not answered within {self._deadline_s:g} s"
-                raise Failure("deadline", text) from None
+                raise Failure("deadline", f"{self._name}: no answer within {self._deadline_s:g} s") from None
             finally:
                 self._write_off(job)
 
@@ -85,17 +84,17 @@ class ScorerPool:
         self._start_worker()
 
     def _start_worker(self) -> None:
-        threading.Thread(target=self._work, name=f"scorer-{self._name}", daemon=True).start()
+        threading.Thread(target=self._work, name=f"environment-{self._name}", daemon=True).start()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             result: Any = None
-            problem: EnvironmentFailure | None = None
+            problem: TrustbatchError | None = None
             try:
                 result = job.call()
-            except EnvironmentFailure as error:
+            except TrustbatchError as error:
                 problem = error
-            except Exception as error:  # noqa: BLE001 - a scorer is foreign code and may raise anything
+            except Exception as error:  # noqa: BLE001 - foreign code may raise anything
                 problem = Failure("raised", f"{self._name}: {type(error).__name__}: {error}")
             with self._lock:
                 job.ended = True
@@ -109,7 +108,7 @@ class ScorerPool:
         self._jobs.put(None)  # for the next idle thread
 
 
-def _resolve(answer: asyncio.Future[Any], result: Any, problem: EnvironmentFailure | None) -> None:
+def _resolve(answer: asyncio.Future[Any], result: Any, problem: TrustbatchError | None) -> None:
     if answer.done():
         return
     if problem is not None:

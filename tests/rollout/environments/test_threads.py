@@ -7,14 +7,14 @@ import time
 import pytest
 
 from rollout.environments.failure import Failure
-from rollout.environments.scorers import MAX_HUNG, ScorerPool
+from rollout.environments.threads import MAX_HUNG, Threads
 from shared.errors import EnvironmentFailure
 
 pytestmark = pytest.mark.asyncio
 
 
 async def test_calls_run_outside_the_event_loop_and_no_more_at_once_than_there_are_workers() -> None:
-    pool, running, most = ScorerPool("p", workers=2, deadline_s=5), 0, 0
+    pool, running, most = Threads("p", workers=2, deadline_s=5), 0, 0
     lock = threading.Lock()
 
     def work() -> str:
@@ -28,7 +28,7 @@ async def test_calls_run_outside_the_event_loop_and_no_more_at_once_than_there_a
         return threading.current_thread().name
 
     names = await asyncio.gather(*(pool.run(work) for _ in range(6)))
-    assert set(names) == {"scorer-p"}
+    assert set(names) == {"environment-p"}
     assert most == 2
 
 
@@ -37,7 +37,7 @@ async def test_what_a_scorer_raises_is_a_failure_and_not_a_reward() -> None:
         raise RuntimeError("no disk")
 
     with pytest.raises(Failure, match="p: RuntimeError: no disk") as caught:
-        await ScorerPool("p", 1, 1.0).run(broken)
+        await Threads("p", 1, 1.0).run(broken)
     assert caught.value.reason == "raised"
 
 
@@ -46,12 +46,12 @@ async def test_an_environment_failure_of_the_scorer_s_own_is_passed_on() -> None
         raise EnvironmentFailure("the sandbox is down")
 
     with pytest.raises(EnvironmentFailure, match=r"^the sandbox is down$"):
-        await ScorerPool("p", 1, 1.0).run(broken)
+        await Threads("p", 1, 1.0).run(broken)
 
 
 async def test_a_hung_scorer_misses_its_deadline_and_its_place_is_taken_by_another() -> None:
-    pool, release = ScorerPool("p", workers=1, deadline_s=0.05), threading.Event()
-    with pytest.raises(Failure, match=r"has not answered within 0\.05 s") as caught:
+    pool, release = Threads("p", workers=1, deadline_s=0.05), threading.Event()
+    with pytest.raises(Failure, match=r"no answer within 0\.05 s") as caught:
         await pool.run(lambda: release.wait(10))
     assert caught.value.reason == "deadline"
     assert pool.hung == 1
@@ -61,13 +61,13 @@ async def test_a_hung_scorer_misses_its_deadline_and_its_place_is_taken_by_anoth
 
 
 async def test_the_deadline_does_not_run_while_a_call_waits_for_a_worker() -> None:
-    pool = ScorerPool("p", workers=1, deadline_s=0.2)
-    slow = [pool.run(lambda: time.sleep(0.08)) for _ in range(5)]
+    pool = Threads("p", workers=1, deadline_s=0.3)
+    slow = [pool.run(lambda: time.sleep(0.05)) for _ in range(9)]
     await asyncio.gather(*slow)
 
 
 async def test_hung_scorers_do_not_pile_up_without_bound() -> None:
-    pool, release = ScorerPool("p", workers=4, deadline_s=0.05), threading.Event()
+    pool, release = Threads("p", workers=4, deadline_s=0.05), threading.Event()
     before = threading.active_count()
     calls = [pool.run(lambda: release.wait(10)) for _ in range(4 * MAX_HUNG)]
     failures = await asyncio.gather(*calls, return_exceptions=True)
@@ -75,7 +75,7 @@ async def test_hung_scorers_do_not_pile_up_without_bound() -> None:
     assert len(reasons) == len(calls)
     assert reasons.count("deadline") < MAX_HUNG + 4
     assert threading.active_count() - before < MAX_HUNG + 4
-    with pytest.raises(Failure, match="scorers hang; no more are started until one ends"):
+    with pytest.raises(Failure, match="calls hang; no more are made until one ends"):
         await pool.run(lambda: 1)
     release.set()
     await gone(pool)
@@ -83,7 +83,7 @@ async def test_hung_scorers_do_not_pile_up_without_bound() -> None:
 
 
 async def test_a_cancelled_call_gives_its_place_back() -> None:
-    pool, release = ScorerPool("p", workers=1, deadline_s=5), threading.Event()
+    pool, release = Threads("p", workers=1, deadline_s=5), threading.Event()
     call = asyncio.ensure_future(pool.run(lambda: release.wait(10)))
     await asyncio.sleep(0.02)
     call.cancel()
@@ -93,16 +93,16 @@ async def test_a_cancelled_call_gives_its_place_back() -> None:
 
 
 async def test_a_closed_pool_leaves_no_idle_thread() -> None:
-    pool = ScorerPool("closing", workers=3, deadline_s=1)
+    pool = Threads("closing", workers=3, deadline_s=1)
     await pool.run(lambda: 1)
     pool.close()
     ends = time.monotonic() + 2
-    while any(thread.name == "scorer-closing" for thread in threading.enumerate()):
+    while any(thread.name == "environment-closing" for thread in threading.enumerate()):
         assert time.monotonic() < ends
         await asyncio.sleep(0.01)
 
 
-async def gone(pool: ScorerPool) -> None:
+async def gone(pool: Threads) -> None:
     """Waits until the hung threads have come back."""
     ends = time.monotonic() + 2
     while pool.hung:

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rollout.status import Status
+from shared.config import Config
+from tests.rollout.run import parts_of, small
+
+
+@pytest.fixture
+def status(config: Config, tiny_model: Path) -> Status:
+    return parts_of(small(config, tiny_model)).status
+
+
+def state(status: Status) -> str:
+    return str(status.heartbeat.status["state"])
+
+
+def test_the_most_important_topic_is_what_the_state_says(status: Status) -> None:
+    status.say("admission", "generating groups")
+    with status.during("sync", "loading version 3"):
+        assert state(status) == "loading version 3"
+        with status.during("redis", "waiting for Redis to append a group"):
+            assert state(status) == "waiting for Redis to append a group"
+        assert state(status) == "loading version 3"
+    assert state(status) == "generating groups"
+    status.say("admission", "")
+    assert state(status) == "idle"
+
+
+def test_the_heartbeat_has_every_number_that_others_read(status: Status) -> None:
+    status.serves(7, 2e-6)
+    status.in_flight(3)
+    status.appended(40)
+    status.appended(2)
+    told = status.heartbeat.status
+    expected = {
+        "kind": "rollout",
+        "policy_version": 7,
+        "proof_max_nats": 2e-6,
+        "in_flight": 3,
+        "groups": 2,
+        "tokens": 42,
+    }
+    assert expected.items() <= told.items()
+    assert {"pid", "host", "state", "since", "lag", "metrics", "engine", "device"} <= told.keys()
