@@ -3,7 +3,6 @@
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
-export OMP_NUM_THREADS ?= 1
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -17,14 +16,14 @@ test: ## set up and run everything: format, lint, types, all tests (real Redis, 
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
 
 check: ## the same without vLLM and whole systems, in under a minute
 	@deploy/setup.sh dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not vllm and not system" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm and not system" $(ARGS)
 
 format: ## rewrite the code in the project's format
 	@deploy/setup.sh dev

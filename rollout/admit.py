@@ -19,11 +19,14 @@ OVER = ("finished", "failed")  # phases in which nothing is given out any more
 
 
 class Admitter:
-    """Keeps up to rollout.groups_in_flight groups going. `generate` sees one prompt index through."""
+    """Keeps up to rollout.groups_in_flight groups going.
 
-    def __init__(self, parts: Parts, served: Callable[[], int], generate: Callable[[int], Awaitable[None]]) -> None:
+    `standing` tells where the served version stands (see `Follower.standing`); `generate` sees one prompt through.
+    """
+
+    def __init__(self, parts: Parts, standing: Callable[[], int], generate: Callable[[int], Awaitable[None]]) -> None:
         self._parts = parts
-        self._served = served
+        self._standing = standing
         self._generate = generate
         self._capacity = parts.config.rollout.groups_in_flight
         self._groups: dict[int, asyncio.Task[None]] = {}
@@ -31,7 +34,7 @@ class Admitter:
         self._asking = asyncio.Lock()  # held while a lease is on its way; draining takes it to stop the asking
         self._ledger = threading.Lock()  # a lease whose caller was cancelled must not land after the last return
         self._closed = False
-        self._doubtful = True  # there may be leases of a former life, or of a call whose answer was lost
+        self._doubtful = False  # True: there may be leases that nobody knows of, of a call whose answer was lost
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> str:
@@ -108,7 +111,7 @@ class Admitter:
                 if self._doubtful:
                     self._return_leases()
                 self._doubtful = True
-                grant = self._parts.admission.lease(want, self._served())
+                grant = self._parts.admission.lease(want, self._standing())
                 self._doubtful = False
                 return grant
 

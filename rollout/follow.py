@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rollout.admit import OVER, Admitter
 from rollout.evaluation import Evaluator, servable
 from rollout.parts import Parts
-from rollout.sync import Syncer, ancestor
+from rollout.sync import Syncer, ancestor, lineage
 from shared.control import LEARNER, Phase
 from shared.errors import DeadlineError, EngineError, EnvironmentFailure, StoreError, UnprovenVersionError
 
@@ -39,6 +39,8 @@ class Follower:
         self._deadline_s = parts.config.evaluation.deadline_s
         self._failures: dict[int, int] = {}  # evaluation -> how often it failed here
         self._claim_again_at = 0.0
+        self._claimed: int | None = None
+        self._view = View("starting", -1, {}, [])
         self._learner_seen = self._learner_asked = time.monotonic()
 
     async def first_version(self) -> int | None:
@@ -86,9 +88,23 @@ class Follower:
                 return View(phase, -1, {}, [])
             return View(phase, latest.policy_version, control.parents(), control.pending_evaluations())
 
-        view = await self._parts.patience("say where the run stands", read)
+        self._view = await self._parts.patience("say where the run stands", read)
         await self._check_learner()
-        return view
+        return self._view
+
+    def standing(self) -> int:
+        """The latest version less the steps in the ancestry that the served one lies behind it.
+
+        Admission counts versions by their numbers, but a restored learner skips some: with versions 1, 2, 3 and then
+        9 with parent 2, version 2 is one step behind 9. -1 for a version of an abandoned branch.
+        """
+        line = lineage(self._view.latest, self._view.parents)
+        return self._view.latest - line.index(self._syncer.served) if self._syncer.served in line else -1
+
+    async def stop(self) -> None:
+        """Gives back an evaluation that was begun, so that another server can answer it at once."""
+        if (job := self._claimed) is not None:
+            await asyncio.to_thread(self._parts.control.release_evaluation, job)
 
     async def _check_learner(self) -> None:
         now = time.monotonic()
@@ -111,15 +127,18 @@ class Follower:
         job = servable(wanted, self._syncer.served)
         detour = job is None and self._syncer.served == target
         if detour:
-            job = next((v for v in wanted if v > target and self._syncer.stored(v)), None)
+            newer = [v for v in lineage(view.latest, view.parents) if v > target]
+            job = next((v for v in wanted if v in newer and self._syncer.stored(v)), None)
         if job is None or not await self._claim(job):
             return False
+        self._claimed = job
         try:
             await (self._detour(job, target, admitter, evaluator) if detour else self._answer(job, evaluator))
         except UnprovenVersionError:
             raise
         except (EnvironmentFailure, EngineError, StoreError, TimeoutError) as error:
             await self._give_up(job, error)
+        self._claimed = None
         return True
 
     async def _claim(self, job: int) -> bool:

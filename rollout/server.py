@@ -3,7 +3,7 @@
 Admitter    leases prompt indices --> Generator, one task for each group --> stream
 Follower    new versions --> Syncer: load, prove --> the gate, which every group passes before its append
             evaluations --> Evaluator
-Heartbeat   a thread: says that the server lives, renews its leases
+Heartbeat, LeaseKeeper    threads: say that the server lives, renew its leases
 
 starts in this order:  name, tokenizer and environment, engine, first version proven, then all of the above
 stops in this order:   admission, groups in flight (a short grace), leases back, off the list, engine
@@ -30,6 +30,7 @@ from rollout.sampling import check_trainable
 from rollout.sync import Syncer
 from rollout.tokens import load_tokenizer, stop_token_ids
 from rollout.turns import Player
+from shared.admission import Admission
 from shared.config import Config
 from shared.errors import ConfigError, EngineError, SamplingError, TrustbatchError
 from shared.types import SamplingSettings
@@ -60,6 +61,7 @@ class RolloutServer:
         self._engine: Engine | None = None
         self._environment: Environment | None = None
         self._admitter: Admitter | None = None
+        self._follower: Follower | None = None
         self._registered = False
         self._lease_keeper = LeaseKeeper(parts.admission, parts.config.admission.lease_s)
 
@@ -97,11 +99,12 @@ class RolloutServer:
         parts = self._parts
         await take_name(parts, 2 * parts.config.admission.lease_s)
         self._registered = True
+        await parts.patience("return leases of a former life", lambda: _return_leases(parts.admission))
         parts.status.heartbeat.start()
         self._lease_keeper.start()
         engine, environment, sampling = await self._prepare()
         syncer = Syncer(parts, engine)
-        follower = Follower(parts, syncer)
+        follower = self._follower = Follower(parts, syncer)
         while syncer.served < 0:
             version = await follower.first_version()
             if version is None:
@@ -111,7 +114,7 @@ class RolloutServer:
         player = Player(engine, environment, getattr(parts.config.rollout.engine, "max_model_len", DEFAULT_MODEL_LEN))
         evaluator = Evaluator(parts.config, player, environment, parts.server_id, sampling.stop_token_ids)
         generator = Generator(parts, engine, environment, player, syncer, sampling)
-        self._admitter = Admitter(parts, lambda: syncer.served, generator.run)
+        self._admitter = Admitter(parts, follower.standing, generator.run)
         return await _first_of(follower.run(self._admitter, evaluator), self._admitter.run(), _until_dead(engine))
 
     async def _prepare(self) -> tuple[Engine, Environment, SamplingSettings]:
@@ -129,7 +132,7 @@ class RolloutServer:
 
     async def _record(self, error: TrustbatchError) -> None:
         event = functools.partial(
-            self._parts.control.add_event, "rollout server failed", str(error), self._parts.server_id
+            self._parts.control.add_event, "rollout server failed", str(error).splitlines()[0], self._parts.server_id
         )
         await self._goodbye("record why", asyncio.to_thread(event), REDIS_GOODBYE_S)
 
@@ -141,6 +144,8 @@ class RolloutServer:
         await asyncio.wait({serving})
         if self._admitter is not None:
             await self._goodbye("return leases", self._admitter.stop(grace_s), grace_s + REDIS_GOODBYE_S)
+        if self._follower is not None:
+            await self._goodbye("give an evaluation back", self._follower.stop(), REDIS_GOODBYE_S)
         if self._registered:  # else the name on the list is another server's
             self._lease_keeper.stop()
             await self._goodbye("leave", asyncio.to_thread(parts.status.heartbeat.stop), REDIS_GOODBYE_S)
@@ -156,6 +161,10 @@ class RolloutServer:
                 await act
         except (TrustbatchError, TimeoutError) as error:
             self._parts.log.warning(f"could not {what}", error=str(error) or f"not done within {deadline_s:g} s")
+
+
+def _return_leases(admission: Admission) -> None:
+    admission.give_back(admission.held())
 
 
 async def _first_of(*loops: Coroutine[Any, Any, str]) -> str:

@@ -1,6 +1,6 @@
 """Which version a server serves: it follows the latest at its lag, and serves nothing that it has not proven.
 
-look --> target = ancestor(latest, lag) --> verify files --> load, generation goes on --> proof --> served
+look --> target = ancestor(latest, lag) --> hold, verify files --> load, generation goes on --> proof --> served
                                                              `--- the gate is shut: nothing is appended ---'
 """
 
@@ -22,15 +22,18 @@ from shared.store import Manifest, PolicyStore
 SYNC_DEADLINE_S = 60.0  # for a version that cannot be read from the store
 
 
+def lineage(latest: int, parents: Mapping[int, int]) -> list[int]:
+    """The latest version and its known ancestors, newest first."""
+    line = [latest]
+    while (parent := parents.get(line[-1], -1)) in parents:
+        line.append(parent)
+    return line
+
+
 def ancestor(latest: int, lag: int, parents: Mapping[int, int]) -> int:
     """The version `lag` steps up the ancestry, or the oldest one known."""
-    version = latest
-    for _ in range(lag):
-        parent = parents.get(version, -1)
-        if parent not in parents:
-            return version
-        version = parent
-    return version
+    line = lineage(latest, parents)
+    return line[min(lag, len(line) - 1)]
 
 
 class Syncer:
@@ -82,20 +85,23 @@ class Syncer:
         """Verifies, loads and proves a version. Raises StoreError, EngineError, UnprovenVersionError."""
         started = time.monotonic()
         with self._parts.status.during("sync", f"loading version {version}"):
-            manifest, folder = await asyncio.to_thread(self._verified, version)
-            self.gate.clear()
+            server_id = self._parts.server_id
             try:
-                await self._load(folder, version)
-                self._accept(await self._prove(manifest))
-            except EngineError as error:
-                self._report(version, error)
-                raise
+                manifest, folder = await asyncio.to_thread(self._store.hold, version, server_id)
+                await self._load_and_prove(manifest, folder)
+            finally:
+                await asyncio.to_thread(self._store.let_go, server_id)
         self.gate.set()
         self._parts.metrics.sync_seconds.observe(time.monotonic() - started)
 
-    def _verified(self, version: int) -> tuple[Manifest, Path]:
-        manifest = self._store.manifest(version)
-        return manifest, self._store.verify(manifest)
+    async def _load_and_prove(self, manifest: Manifest, folder: Path) -> None:
+        self.gate.clear()
+        try:
+            await self._load(folder, manifest.policy_version)
+            self._accept(await self._prove(manifest))
+        except EngineError as error:
+            self._report(manifest.policy_version, error)
+            raise
 
     async def _load(self, folder: Path, version: int) -> None:
         if self._proof is None:

@@ -108,6 +108,15 @@ def start(spec: ChildSpec) -> Child:
     return Child(spec.name, spec.log, process, time.time())
 
 
+def death_notice(dead: Sequence[Child]) -> str:
+    """Who died, of what, and the last that they said."""
+    lines = []
+    for child in dead:
+        lines.append(f"{child.name} {child.ended()}; its last log lines ({child.log}):")
+        lines += [f"  {line}" for line in child.tail()] or ["  (it wrote nothing)"]
+    return "\n".join(lines)
+
+
 def stop_in_order(
     stages: Sequence[Sequence[Child]],
     stage_s: float,

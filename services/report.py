@@ -5,35 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.facts import RedisFacts, restored, stored
 from services.history import History, Row, applied_counts, read_history
-from services.status import RunStatus, read_status
 from shared.errors import StoreError
-from shared.keys import Keys
-from shared.redis_client import Client, translated
 
 SUMMARY = "summary.json"
 PLOT = "plot.png"
 ENDS = 10  # steps whose mean is the reward at the start and at the end
-_PAGE = 64
-
-
-@dataclass(frozen=True)
-class RedisFacts:
-    """What only Redis knows about a run."""
-
-    appended: int  # groups that were ever acknowledged
-    in_stream: list[int]  # prompt indices of the entries that are still there; -1 where one has none
-    dead_letters: list[int]  # likewise
-    policy_version: int | None
-    phase: str
-    reason: str
-    proof_max_nats: float | None  # largest over the living rollout servers
-    evaluations: list[Row]
 
 
 @dataclass(frozen=True)
@@ -46,21 +29,6 @@ class Delivery:
     ended: int  # dropped or dead-lettered, and not applied
     waiting: int | None  # in the stream, neither applied nor ended
     lost: int | None  # acknowledged, and nowhere
-
-
-def read_facts(client: Client, keys: Keys) -> RedisFacts:
-    """Asks Redis for what the run folder does not hold. Raises StreamError."""
-    status = read_status(client, keys, events=1)
-    return RedisFacts(
-        appended=status.backlog.appended,
-        in_stream=_indices(client, keys.groups),
-        dead_letters=_indices(client, keys.dead_letters),
-        policy_version=status.latest.policy_version if status.latest else None,
-        phase=status.phase,
-        reason=status.reason,
-        proof_max_nats=_largest_proof(status),
-        evaluations=[asdict(result) for result in status.evaluations],
-    )
 
 
 def write_report(
@@ -84,7 +52,7 @@ def write_report(
     history = read_history(folder)
     earlier = _earlier(folder)
     if facts is None and earlier.get("redis"):
-        facts = _restored(earlier["redis"])
+        facts = restored(earlier["redis"])
         reason = reason or earlier["finished_reason"]
     summary = summarize(run_id, history, facts)
     summary["wall_seconds"] = _first(wall_seconds, earlier.get("wall_seconds"), summary["wall_seconds"])
@@ -124,14 +92,16 @@ def summarize(run_id: str, history: History, facts: RedisFacts | None) -> dict[s
         "sequence_ess_min": _least(row["sequence_ess"] for row in rows),
         "staleness_mean": sum(row["staleness_mean"] * row["tokens"] for row in rows) / tokens if tokens else None,
         "staleness_max": max((row["staleness_max"] for row in rows), default=None),
-        "numerics_floor_max_nats": _most([facts and facts.proof_max_nats, *(r.get("floor_max_nats") for r in rows)]),
+        "numerics_floor_max_nats": _most(
+            [facts.proof_max_nats if facts else None, *(r.get("floor_max_nats") for r in rows)]
+        ),
         "reward_start": _mean(row["reward_mean"] for row in rows[:ENDS]),
         "reward_end": _mean(row["reward_mean"] for row in rows[-ENDS:]),
         "tokens_trained": tokens,
         "steps_skipped": len(history.rows) - len(rows),
         "steps_taken_back": history.abandoned,
         "torn_lines": history.torn,
-        "redis": _stored(facts) if facts else None,
+        "redis": stored(facts) if facts else None,
     }
 
 
@@ -166,38 +136,6 @@ def account(history: History, facts: RedisFacts | None) -> Delivery:
 def taken(history: History) -> list[Row]:
     """The records of batches on which an optimizer step was taken."""
     return [row for row in history.rows if not row.get("skipped")]
-
-
-def _indices(client: Client, stream: str) -> list[int]:
-    """The prompt index of every entry of a stream, page by page."""
-    found: list[int] = []
-    start = "-"
-    while True:
-        with translated():
-            page = client.xrange(stream, min=start, count=_PAGE)
-        if not page:
-            return found
-        found += [_index(fields.get(b"prompt_index", b"-1")) for _, fields in page]
-        start = "(" + page[-1][0].decode()
-
-
-def _index(raw: bytes) -> int:
-    return int(raw) if raw.isdigit() else -1
-
-
-def _largest_proof(status: RunStatus) -> float | None:
-    return _most(member.values.get("proof_max_nats") for member in status.of_kind("rollout"))
-
-
-def _stored(facts: RedisFacts) -> dict[str, Any]:
-    """For the summary, where a list of a thousand numbers is no reading: indices in one string."""
-    lists = {"in_stream": facts.in_stream, "dead_letters": facts.dead_letters}
-    return asdict(facts) | {name: " ".join(map(str, indices)) for name, indices in lists.items()}
-
-
-def _restored(stored: dict[str, Any]) -> RedisFacts:
-    lists = {name: [int(word) for word in stored[name].split()] for name in ("in_stream", "dead_letters")}
-    return RedisFacts(**{**stored, **lists})
 
 
 def _earlier(folder: Path) -> dict[str, Any]:
@@ -237,7 +175,7 @@ def _least(values: Iterable[float | None]) -> float | None:
     return min(_finite(values), default=None)
 
 
-def _most(values: Iterable[float | None] | Sequence[Any]) -> float | None:
+def _most(values: Iterable[float | None]) -> float | None:
     return max(_finite(values), default=None)
 
 

@@ -13,18 +13,19 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from services import launch, run_folder, tiny_model
-from services.children import Child, start, stop_in_order
+from services.children import Child, death_notice, start, stop_in_order
+from services.facts import RedisFacts, ask_facts
 from services.redis_server import RedisServer, shown, start_redis, with_url
-from services.report import RedisFacts, read_facts, write_report
+from services.report import write_report
 from services.terminal import Screen
 from services.watch import Watch
 from shared.config import Config
 from shared.control import ControlState
-from shared.errors import StreamError, TrustbatchError
+from shared.errors import TrustbatchError
 from shared.keys import Keys
 from shared.process import StopFlag
 from shared.redis_client import connect
@@ -32,10 +33,9 @@ from shared.redis_client import connect
 LOOK_S = 1.0
 NAP_S = 0.1
 STAGE_S = 2.5  # what each stage has for itself before the next is asked to stop too
-STOP_S = 7.5  # from the first request to the last resort
+STOP_S = 7.0  # from the first request to the last resort
 REDIS_STOP_S = 1.5
 AGAIN_S = 0.7  # a second request to stop, this much later than the first, means at once
-TAIL_LINES = 15
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Supervisor:
         self._redis: RedisServer | None = None
         self._asked_at: float | None = None
         self._hurry = False
+        self._proof_max_nats: float | None = None  # rollout servers that have left in order cannot be asked any more
         stop.on_stop(self._asked_to_stop)
 
     def run(self) -> Outcome:
@@ -167,6 +168,7 @@ class Supervisor:
                     self._screen.show(watch.look())
                 time.sleep(NAP_S)
         finally:
+            self._proof_max_nats = watch.proof_max_nats
             watch.close()
 
     def _left(self, watch: Watch) -> Outcome | None:
@@ -218,7 +220,8 @@ class Supervisor:
         try:
             for name in stop_in_order(self._stages(), STAGE_S, STOP_S, hurry=lambda: self._hurry):
                 self._screen.say(f"{name} did not stop in time and was killed")
-            return self._facts()
+            facts = ask_facts(self._config, timeout_s=1.0)
+            return replace(facts, proof_max_nats=self._proof_max_nats) if facts else None
         finally:
             if self._redis is not None:
                 self._redis.stop(REDIS_STOP_S)
@@ -227,18 +230,6 @@ class Supervisor:
         first = [child for child in self._children if child.name == launch.LEARNER]
         last = [child for child in self._children if child.name == launch.CONTROL_PLANE]
         return [first, [child for child in self._children if child not in first + last], last]
-
-    def _facts(self) -> RedisFacts | None:
-        if self._config.redis.url is None:
-            return None
-        try:
-            client = connect(self._config, timeout_s=1.0)
-            try:
-                return read_facts(client, Keys(self._config.run.id))
-            finally:
-                client.close()
-        except StreamError:
-            return None
 
     def _reported(self, outcome: Outcome, facts: RedisFacts | None) -> Outcome:
         """Adds summary and plot, if there is anything to report."""
@@ -253,16 +244,3 @@ class Supervisor:
             self._screen.say(f"report    {error}")
             return outcome
         return Outcome(outcome.exit_code, outcome.reason, summary)
-
-
-def death_notice(dead: Sequence[Child]) -> str:
-    """Who died, of what, and the last that they said."""
-    parts = [
-        "\n".join([f"{child.name} {child.ended()}; its last log lines ({child.log}):", *_indented(child)])
-        for child in dead
-    ]
-    return "\n".join(parts)
-
-
-def _indented(child: Child) -> list[str]:
-    return [f"  {line}" for line in child.tail(TAIL_LINES)] or ["  (it wrote nothing)"]

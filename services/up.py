@@ -10,15 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 from services import run_folder
-from services.report import PLOT, SUMMARY, RedisFacts, read_facts, write_report
+from services.facts import ask_facts
+from services.report import PLOT, SUMMARY, write_report
 from services.supervisor import Outcome, Supervisor
 from services.terminal import open_screen, summary_table
 from shared.config import Config, load_config, parse_overrides
 from shared.config.load import ENV_PREFIX
-from shared.errors import ConfigError, StreamError
-from shared.keys import Keys
+from shared.errors import ConfigError
 from shared.process import StopFlag
-from shared.redis_client import connect
 
 _PLACE = ("run.id", "run.folder")
 
@@ -74,21 +73,10 @@ def report_on(folder: Path) -> None:
     if not (folder / run_folder.CONFIG).is_file():
         raise ConfigError(f"{folder} is not a run folder: it has no {run_folder.CONFIG}")
     config = load_config(folder / run_folder.CONFIG)
-    summary = write_report(folder, config.run.id, _facts(config))
+    summary = write_report(folder, config.run.id, ask_facts(config, timeout_s=2.0))
     console = Console()
     console.print(summary_table(summary))
     console.print(f"{folder / SUMMARY}\n{folder / PLOT}", highlight=False, soft_wrap=True)
-
-
-def _facts(config: Config) -> RedisFacts | None:
-    try:
-        client = connect(config, timeout_s=2.0)
-        try:
-            return read_facts(client, Keys(config.run.id))
-        finally:
-            client.close()
-    except StreamError:
-        return None
 
 
 def _show_end(console: Console, errors: Console, config: Config, outcome: Outcome) -> None:

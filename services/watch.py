@@ -31,6 +31,7 @@ class Watch:
         self._client = connect(config, timeout_s=REDIS_TIMEOUT_S)
         self._tracker = Tracker(config)
         self._status: RunStatus | None = None
+        self.proof_max_nats: float | None = None  # largest that any rollout server has ever reported
 
     def close(self) -> None:
         """Gives the connection back."""
@@ -79,6 +80,8 @@ class Watch:
         if missing:
             self._tracker.add(ControlState(self._client, self._keys).history(last=missing))
         self._status = status
+        proofs = [member.values.get("proof_max_nats") for member in status.of_kind("rollout")]
+        self.proof_max_nats = max((p for p in [*proofs, self.proof_max_nats] if p is not None), default=None)
 
     def _processes(self, status: RunStatus | None) -> list[ProcessLine]:
         ours = [self._line(child, self._member(child, status)) for child in self._children]

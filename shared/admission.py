@@ -5,8 +5,9 @@
       |            `--> give_back: a failed or stopped server returns the index; it is given out again first
       `--> runs out when the server's heartbeats stop: likewise
 
-Staleness credit counts leases and unapplied groups, and what a server is behind the version that it is to serve; byte credit counts the stream's bytes plus a bound for
-every lease. Both are looked at in one atomic step, so any number of servers can ask at once.
+Staleness credit counts leases and unapplied groups, and what a server is behind the version that it is to serve;
+byte credit counts the stream's bytes plus a bound for every lease. Both are looked at in one atomic step, so any
+number of servers can ask at once.
 """
 
 from __future__ import annotations

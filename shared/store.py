@@ -22,6 +22,7 @@ from shared.errors import StoreError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+HELD = "held"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ class PolicyStore:
 
     def manifest(self, policy_version: int) -> Manifest:
         """Reads and checks a manifest (not yet the files). Raises StoreError."""
-        path = self.folder(policy_version) / MANIFEST
+        return self._manifest(policy_version, self.folder(policy_version))
+
+    def _manifest(self, policy_version: int, folder: Path) -> Manifest:
+        path = folder / MANIFEST
         try:
             data = unseal(path.read_bytes(), str(path))
         except FileNotFoundError:
@@ -102,7 +106,9 @@ class PolicyStore:
 
     def verify(self, manifest: Manifest) -> Path:
         """Compares every file with the manifest; returns the version's folder. Raises StoreError."""
-        folder = self.folder(manifest.policy_version)
+        return self._verified(manifest, self.folder(manifest.policy_version))
+
+    def _verified(self, manifest: Manifest, folder: Path) -> Path:
         for expected in manifest.files:
             try:
                 found = stored_file(folder / expected.name, durable=False)
@@ -115,6 +121,27 @@ class PolicyStore:
                     f"{expected.sha256[:12]})"
                 )
         return folder
+
+    def hold(self, policy_version: int, holder: str) -> tuple[Manifest, Path]:
+        """A verified version in a folder of the holder's own, which retention does not touch; `let_go` ends it.
+
+        Costs no space: the files are hard links where the disk has them. Raises StoreError.
+        """
+        folder = self.root / HELD / f"{holder}-v{policy_version:08d}"
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            for path in self.folder(policy_version).iterdir():
+                _link(path, folder / path.name)
+            manifest = self._manifest(policy_version, folder)
+            return manifest, self._verified(manifest, folder)
+        except OSError as error:
+            raise StoreError(f"version {policy_version} cannot be held in {folder}: {error}") from error
+
+    def let_go(self, holder: str) -> None:
+        """Removes everything that the holder holds."""
+        for folder in (self.root / HELD).glob(f"{holder}-v*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def versions(self) -> list[int]:
         """Published versions, ascending."""
@@ -151,6 +178,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(path)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, target)
 
 
 def stored_file(path: Path, durable: bool = True) -> StoredFile:

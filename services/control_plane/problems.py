@@ -63,7 +63,8 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 
 
 def _redis_down(request: Request, error: Exception) -> JSONResponse:
-    detail = f"{error}. The run itself may go on; check Redis and redis.url, this page recovers by itself."
+    said = str(error).rstrip(".")
+    detail = f"{said}. The run itself may go on; check Redis and redis.url, this page recovers by itself."
     return problem(503, detail, {"Retry-After": str(RETRY_AFTER_S)})
 
 

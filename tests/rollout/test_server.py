@@ -111,6 +111,27 @@ async def test_a_lag_serves_an_ancestor_of_the_latest(config: Config, tiny_model
     assert {group.lag for group in run.groups()} == {2}
 
 
+async def test_a_restored_learner_s_lineage_is_followed_although_its_numbers_jump(
+    config: Config, tiny_model: Path
+) -> None:
+    run = Run(small(config, tiny_model, "rollout.lag=1"))
+    for _ in range(3):
+        run.publish()
+        run.step()
+    run.publish(restored_from=1)
+    run.control.request_evaluation(2)  # of the abandoned branch: answered by a later version, or not at all
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.unapplied() == 8, "groups", server)
+        assert run.version == 13
+        assert versions_of(run.groups()) == {1}
+        assert run.control.evaluations() == []
+        run.publish(applied=list(range(8)))
+        await until(lambda: run.unapplied() == 8, "groups of the new branch", server)
+        await until(lambda: bool(run.control.evaluations()), "the answer", server)
+    assert versions_of(run.groups()) <= {1, 13}
+    assert run.control.evaluations()[0].policy_version == 13
+
+
 async def test_a_version_that_is_not_what_its_probe_says_stops_the_server(config: Config, tiny_model: Path) -> None:
     run = Run(small(config, tiny_model))
     run.publish()
@@ -150,7 +171,8 @@ async def test_groups_that_end_while_a_version_is_unproven_wait_for_the_proof(
         return await truly(self, token_ids)
 
     monkeypatch.setattr(TransformersEngine, "logprobs", slowly)
-    async with serving(parts_of(run.config)) as server:
+    parts = parts_of(run.config)
+    async with serving(parts) as server:
         await until(lambda: run.unapplied() == 8, "the first groups", server)
         run.step()
         run.control.set_paused(True)  # until the new version is loaded, so that it draws all that is still to come
@@ -163,6 +185,7 @@ async def test_groups_that_end_while_a_version_is_unproven_wait_for_the_proof(
         go_on.set()
         await until(lambda: run.unapplied() == 8, "the groups to be appended", server)
     assert versions_of(run.groups()[8:]) == {1}
+    assert parts.metrics.environment_failures.labels("engine")._value.get() == 0, "they waited, nothing was thrown away"
 
 
 async def test_an_evaluation_is_answered_by_one_version_and_not_trained_on(config: Config, tiny_model: Path) -> None:
@@ -188,17 +211,32 @@ def best_is_even(run: Run, index: int) -> bool:
 
 
 async def test_an_evaluation_beyond_the_lag_is_a_detour_that_no_group_takes(config: Config, tiny_model: Path) -> None:
-    run = Run(small(config, tiny_model, "rollout.lag=1"))
+    run = Run(small(config, tiny_model, "rollout.lag=1", "admission.max_staleness=12"))
     run.publish()
     run.step()
     run.publish()
-    run.control.request_evaluation(1)
     async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.unapplied() > 8, "groups before the detour", server)
+        run.control.request_evaluation(1)
         await until(lambda: bool(run.control.evaluations()), "the result", server)
-        await until(lambda: run.unapplied() == 8, "groups", server)
+        assert run.unapplied() < 52, "groups are still to come"
+        await until(lambda: run.unapplied() == 52, "groups after the detour", server)
     [result] = run.control.evaluations()
     assert result.policy_version == 1
     assert versions_of(run.groups()) == {0}
+
+
+async def test_an_evaluation_that_was_begun_is_given_back_by_a_server_that_stops(
+    config: Config, tiny_model: Path
+) -> None:
+    run = Run(small(config, tiny_model, "environment.path=tests.rollout.worlds:Hanging"))
+    run.publish()
+    Hanging.release.clear()
+    run.control.request_evaluation(0)
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.state_of() == "evaluating version 0", "the evaluation", server)
+    Hanging.release.set()
+    assert run.control.claim_evaluation(0, 1.0)
 
 
 async def test_an_evaluation_that_fails_is_given_back_and_said(config: Config, tiny_model: Path) -> None:

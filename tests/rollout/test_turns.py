@@ -1,10 +1,9 @@
-"""Turns and masks, on an engine that says what it is told to: only its answers matter here, not a model's."""
+"""Turns and masks."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import asyncio
 
-import numpy as np
 import pytest
 
 from rollout.environments.base import Continue, Done, Environment, Setup, Task
@@ -13,49 +12,16 @@ from rollout.turns import Player
 from shared.errors import EnvironmentFailure
 from shared.types import (
     Completion,
-    FinishReason,
-    Float32Array,
-    Int32Array,
     SamplingSettings,
     Source,
     Trajectory,
     VersionSpan,
 )
+from tests.rollout.scripted import Scripted, said
 from tests.rollout.worlds import Parity, TwoTurns
 
 pytestmark = pytest.mark.asyncio
 SETUP = Setup(seed=0, tokenizer=None, heldout_prompts=1, deadline_s=1.0, workers=1)
-
-
-class Scripted:
-    """Answers with its script, in order; notes the contexts and token budgets that it was given."""
-
-    policy_version = 0
-    failure = None
-
-    def __init__(self, *script: Completion) -> None:
-        self._script = list(script)
-        self.asked: list[tuple[list[int], int, int]] = []
-
-    async def generate(self, prompt_ids: Int32Array, n: int, sampling: SamplingSettings) -> list[Completion]:
-        self.asked.append((prompt_ids.tolist(), n, sampling.max_tokens))
-        return [self._script.pop(0) for _ in range(n)]
-
-    async def start(self, folder: Path, policy_version: int) -> None: ...
-
-    async def load(self, folder: Path, policy_version: int) -> float:
-        return 0.0
-
-    async def logprobs(self, token_ids: Int32Array) -> Float32Array:
-        return np.zeros(0, dtype=np.float32)
-
-    async def stop(self) -> None: ...
-
-
-def said(*tokens: int, version: int = 0, reason: FinishReason = "stop", logprob: float = -0.5) -> Completion:
-    ids = np.asarray(tokens, dtype=np.int32)
-    spans = (VersionSpan(version, 0, len(ids)),) if tokens else ()
-    return Completion(ids, np.full(len(ids), logprob, dtype=np.float32), spans, reason)
 
 
 async def play(environment: Environment, engine: Scripted, n: int = 1, max_tokens: int = 16) -> tuple[Trajectory, ...]:
@@ -127,3 +93,21 @@ async def test_whatever_an_environment_raises_is_a_failure_of_its_own_name() -> 
 
     with pytest.raises(EnvironmentFailure, match="two-turns: KeyError: 'lost'"):
         await play(Lost(SETUP), Scripted(said(50), said(60)), n=2)
+
+
+async def test_a_trajectory_that_fails_ends_the_others_of_its_group() -> None:
+    ended: list[int] = []
+
+    class Uneven(TwoTurns):
+        async def step(self, task: Task, transcript: Transcript) -> Continue | Done:
+            first = int(transcript.token_ids[0])
+            try:
+                await asyncio.sleep(0 if first == 60 else 0.5)
+                raise KeyError("lost")
+            finally:
+                ended.append(first)
+
+    with pytest.raises(EnvironmentFailure):
+        await play(Uneven(SETUP), Scripted(said(50), said(60)), n=2)
+    await asyncio.sleep(0)
+    assert ended == [60, 50]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from services.facts import RedisFacts, read_facts
 from services.history import History, read_history
-from services.report import RedisFacts, account, read_facts, summarize, write_report
+from services.report import account, summarize, write_report
 from shared.control import ControlState, EvaluationResult, Latest
 from shared.errors import StoreError
 from shared.keys import Keys

@@ -136,16 +136,13 @@ def test_a_run_that_finishes_ends_with_zero_a_summary_and_nothing_left(stack: St
     assert outcome.summary is not None
     assert outcome.summary["steps"] == 3
     assert outcome.summary["wall_seconds"] > 0
+    assert outcome.summary["numerics_floor_max_nats"] == 3e-5, "of a rollout server that has left by now"
     assert (stack.folder / "plot.png").stat().st_size > 10_000
     assert "http://127.0.0.1:1/" in shown, "the dashboard's address"
-    stack.assert_nothing_is_left()
-
-
-def test_the_stored_configuration_lets_others_join(stack: Stack) -> None:
-    run(stack, programs(learner="finish"))
     stored = load_config(stack.folder / "config.yaml", (), {})
-    assert stored.redis.url == f"redis://127.0.0.1:{stack.redis_port()}"
+    assert stored.redis.url == f"redis://127.0.0.1:{stack.redis_port()}", "others join with the stored configuration"
     assert stored.run == stack.config.run
+    stack.assert_nothing_is_left()
 
 
 @pytest.mark.parametrize(("behaviour", "how"), [("die", "left with exit code 3"), ("killed", "was killed by SIGKILL")])

@@ -102,3 +102,24 @@ def test_retention_keeps_what_is_asked_for(store: PolicyStore) -> None:
     assert store.retain([0, 4, 5, 77]) == [1, 2, 3]
     assert store.versions() == [0, 4, 5]
     assert sorted(p.name for p in store.root.iterdir()) == ["v00000000", "v00000004", "v00000005"]
+
+
+def test_a_version_that_is_held_can_be_loaded_although_retention_deletes_it(store: PolicyStore) -> None:
+    published = (publish(store, 1) / "model.safetensors").read_bytes()
+    manifest, folder = store.hold(1, "r0")
+    store.retain([])
+    assert store.versions() == []
+    assert manifest.policy_version == 1
+    assert (folder / "model.safetensors").read_bytes() == published
+    store.let_go("r1")
+    assert folder.exists()
+    store.let_go("r0")
+    assert not folder.exists()
+
+
+def test_only_what_is_as_published_can_be_held(store: PolicyStore) -> None:
+    with pytest.raises(StoreError, match="version 7 cannot be held"):
+        store.hold(7, "r0")
+    (publish(store, 1) / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(StoreError, match=r"version 1: model\.safetensors is not what was published"):
+        store.hold(1, "r0")

@@ -80,9 +80,11 @@ class Run:
             )
         return self
 
-    def join(self, server_id: str) -> subprocess.Popen[str]:
+    def join(self, server_id: str, *overrides: str) -> subprocess.Popen[str]:
         """Starts one more rollout server, as from another terminal."""
-        command = [*TRUSTBATCH, "rollout", "--config", str(self.folder / "config.yaml"), "--server-id", server_id]
+        sets = [word for override in overrides for word in ("--set", override)]
+        config = str(self.folder / "config.yaml")
+        command = [*TRUSTBATCH, "rollout", "--config", config, "--server-id", server_id, *sets]
         log = self.folder / "logs" / f"rollout-{server_id}.jsonl"
         with log.open("a") as output:
             server = subprocess.Popen(

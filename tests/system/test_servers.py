@@ -1,4 +1,4 @@
-"""Several rollout servers on one run; one joins and leaves while it goes on."""
+"""Several rollout servers on one run, on different engines; one joins and leaves while it goes on."""
 
 import signal
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import pytest
 
 from tests.system.conftest import Run, wait_for
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.vllm, pytest.mark.system, pytest.mark.timeout(180)]
 
 
 def test_two_servers_share_the_work_and_a_third_comes_and_goes(make_run: Callable[..., Run]) -> None:
@@ -24,7 +24,7 @@ def test_two_servers_share_the_work_and_a_third_comes_and_goes(make_run: Callabl
     def groups_of(server: str) -> int:
         return int(run.members().get(f"rollout:{server}", {}).get("groups", 0))
 
-    third = run.join("r9")
+    third = run.join("r9", "rollout.engine={kind: vllm, device: cpu, max_model_len: 64, kv_cache_gib: 0.25}")
     wait_for("groups from all three", 90, lambda: min(groups_of(name) for name in ("r0", "r1", "r9")) >= 2)
     third.send_signal(signal.SIGTERM)
     assert third.wait(timeout=10) == 0

@@ -1,0 +1,85 @@
+"""What only Redis knows about a run: asked before it is stopped, kept in the summary for later."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from services.history import Row
+from services.status import read_status
+from shared.config import Config
+from shared.errors import StreamError
+from shared.keys import Keys
+from shared.redis_client import Client, connect, translated
+
+_PAGE = 64
+_LISTS = ("in_stream", "dead_letters")
+
+
+@dataclass(frozen=True)
+class RedisFacts:
+    """What only Redis knows about a run."""
+
+    appended: int  # groups that were ever acknowledged
+    in_stream: list[int]  # prompt indices of the entries that are still there; -1 where one has none
+    dead_letters: list[int]  # likewise
+    policy_version: int | None
+    phase: str
+    reason: str
+    proof_max_nats: float | None  # largest over the living rollout servers
+    evaluations: list[Row]
+
+
+def ask_facts(config: Config, timeout_s: float) -> RedisFacts | None:
+    """What the run's Redis says, or None where it cannot be asked."""
+    try:
+        client = connect(config, timeout_s=timeout_s)
+        try:
+            return read_facts(client, Keys(config.run.id))
+        finally:
+            client.close()
+    except StreamError:
+        return None
+
+
+def read_facts(client: Client, keys: Keys) -> RedisFacts:
+    """Asks Redis for what the run folder does not hold. Raises StreamError."""
+    status = read_status(client, keys, events=1)
+    proofs = [member.values.get("proof_max_nats") for member in status.of_kind("rollout")]
+    return RedisFacts(
+        appended=status.backlog.appended,
+        in_stream=_indices(client, keys.groups),
+        dead_letters=_indices(client, keys.dead_letters),
+        policy_version=status.latest.policy_version if status.latest else None,
+        phase=status.phase,
+        reason=status.reason,
+        proof_max_nats=max((proof for proof in proofs if proof is not None), default=None),
+        evaluations=[asdict(result) for result in status.evaluations],
+    )
+
+
+def stored(facts: RedisFacts) -> dict[str, Any]:
+    """For the summary, where a list of a thousand numbers is no reading: indices in one string."""
+    return asdict(facts) | {name: " ".join(map(str, getattr(facts, name))) for name in _LISTS}
+
+
+def restored(fields: dict[str, Any]) -> RedisFacts:
+    """Back from the summary."""
+    return RedisFacts(**{**fields, **{name: [int(word) for word in fields[name].split()] for name in _LISTS}})
+
+
+def _indices(client: Client, stream: str) -> list[int]:
+    """The prompt index of every entry of a stream, page by page."""
+    found: list[int] = []
+    start = "-"
+    while True:
+        with translated():
+            page = client.xrange(stream, min=start, count=_PAGE)
+        if not page:
+            return found
+        found += [_index(fields.get(b"prompt_index", b"-1")) for _, fields in page]
+        start = "(" + page[-1][0].decode()
+
+
+def _index(raw: bytes) -> int:
+    return int(raw) if raw.isdigit() else -1
