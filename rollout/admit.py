@@ -19,14 +19,11 @@ OVER = ("finished", "failed")  # phases in which nothing is given out any more
 
 
 class Admitter:
-    """Keeps up to rollout.groups_in_flight groups going.
+    """Keeps up to rollout.groups_in_flight groups going. `generate` sees one prompt index through."""
 
-    `standing` tells where the served version stands (see `Follower.standing`); `generate` sees one prompt through.
-    """
-
-    def __init__(self, parts: Parts, standing: Callable[[], int], generate: Callable[[int], Awaitable[None]]) -> None:
+    def __init__(self, parts: Parts, served: Callable[[], int], generate: Callable[[int], Awaitable[None]]) -> None:
         self._parts = parts
-        self._standing = standing
+        self._served = served
         self._generate = generate
         self._capacity = parts.config.rollout.groups_in_flight
         self._groups: dict[int, asyncio.Task[None]] = {}
@@ -111,7 +108,7 @@ class Admitter:
                 if self._doubtful:
                     self._return_leases()
                 self._doubtful = True
-                grant = self._parts.admission.lease(want, self._standing())
+                grant = self._parts.admission.lease(want, self._served())
                 self._doubtful = False
                 return grant
 

@@ -40,7 +40,6 @@ class Follower:
         self._failures: dict[int, int] = {}  # evaluation -> how often it failed here
         self._claim_again_at = 0.0
         self._claimed: int | None = None
-        self._view = View("starting", -1, {}, [])
         self._learner_seen = self._learner_asked = time.monotonic()
 
     async def first_version(self) -> int | None:
@@ -88,18 +87,9 @@ class Follower:
                 return View(phase, -1, {}, [])
             return View(phase, latest.policy_version, control.parents(), control.pending_evaluations())
 
-        self._view = await self._parts.patience("say where the run stands", read)
+        view = await self._parts.patience("say where the run stands", read)
         await self._check_learner()
-        return self._view
-
-    def standing(self) -> int:
-        """The latest version less the steps in the ancestry that the served one lies behind it.
-
-        Admission counts versions by their numbers, but a restored learner skips some: with versions 1, 2, 3 and then
-        9 with parent 2, version 2 is one step behind 9. -1 for a version of an abandoned branch.
-        """
-        line = lineage(self._view.latest, self._view.parents)
-        return self._view.latest - line.index(self._syncer.served) if self._syncer.served in line else -1
+        return view
 
     async def stop(self) -> None:
         """Gives back an evaluation that was begun, so that another server can answer it at once."""

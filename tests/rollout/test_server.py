@@ -232,6 +232,7 @@ async def test_an_evaluation_that_was_begun_is_given_back_by_a_server_that_stops
     run = Run(small(config, tiny_model, "environment.path=tests.rollout.worlds:Hanging"))
     run.publish()
     Hanging.release.clear()
+    run.control.set_paused(True)  # no groups
     run.control.request_evaluation(0)
     async with serving(parts_of(run.config)) as server:
         await until(lambda: run.state_of() == "evaluating version 0", "the evaluation", server)
