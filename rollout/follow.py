@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rollout.admit import OVER, Admitter
 from rollout.evaluation import Evaluator, servable
 from rollout.parts import Parts
+from rollout.status import component_of
 from rollout.sync import Syncer, ancestor, lineage
 from shared.control import LEARNER, Phase
 from shared.errors import DeadlineError, EngineError, EnvironmentFailure, StoreError, UnprovenVersionError
@@ -134,8 +135,8 @@ class Follower:
     async def _claim(self, job: int) -> bool:
         if time.monotonic() < self._claim_again_at:
             return False
-        claim = self._parts.control.claim_evaluation
-        if await self._parts.patience("claim an evaluation", lambda: claim(job, self._deadline_s)):
+        claim, component = self._parts.control.claim_evaluation, component_of(self._parts.server_id)
+        if await self._parts.patience("claim an evaluation", lambda: claim(job, self._deadline_s, component)):
             return True
         self._claim_again_at = time.monotonic() + CLAIM_POLL_S
         return False

@@ -1,9 +1,10 @@
-"""What only Redis knows about a run: asked before it is stopped, kept in the summary for later."""
+"""What only Redis knows about a run: asked before it is stopped, kept in the run folder for later."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
 
 from services.history import Row
 from services.status import read_status
@@ -13,7 +14,7 @@ from shared.keys import Keys
 from shared.redis_client import Client, connect, translated
 
 _PAGE = 64
-_LISTS = ("in_stream", "dead_letters")
+FACTS = "redis.json"
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,17 @@ def read_facts(client: Client, keys: Keys) -> RedisFacts:
     )
 
 
-def stored(facts: RedisFacts) -> dict[str, Any]:
-    """For the summary, where a list of a thousand numbers is no reading: indices in one string."""
-    return asdict(facts) | {name: " ".join(map(str, getattr(facts, name))) for name in _LISTS}
+def keep(facts: RedisFacts, folder: Path) -> None:
+    """Writes them into the run folder. Raises OSError."""
+    (folder / FACTS).write_text(json.dumps(asdict(facts)) + "\n")
 
 
-def restored(fields: dict[str, Any]) -> RedisFacts:
-    """Back from the summary."""
-    return RedisFacts(**{**fields, **{name: [int(word) for word in fields[name].split()] for name in _LISTS}})
+def kept(folder: Path) -> RedisFacts | None:
+    """What was written there last, or None."""
+    try:
+        return RedisFacts(**json.loads((folder / FACTS).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _indices(client: Client, stream: str) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.facts import RedisFacts, restored, stored
+from services.facts import RedisFacts, keep, kept
 from services.history import History, Row, applied_counts, read_history
 from shared.errors import StoreError
 
@@ -39,7 +39,7 @@ def write_report(
     Args:
         folder: the run folder.
         run_id: the run's name.
-        facts: what Redis says; None takes what an earlier report stored, if there is one.
+        facts: what Redis says; None takes what an earlier report kept, if there is one.
         wall_seconds: start-up included; None takes the earlier report's, else the time from first to last step.
         reason: why the run ended, where the supervisor knows better than the learner.
 
@@ -51,13 +51,15 @@ def write_report(
 
     history = read_history(folder)
     earlier = _earlier(folder)
-    if facts is None and earlier.get("redis"):
-        facts = restored(earlier["redis"])
-        reason = reason or earlier["finished_reason"]
+    if facts is None:
+        facts = kept(folder)
+        reason = reason or earlier.get("finished_reason", "")
     summary = summarize(run_id, history, facts)
     summary["wall_seconds"] = _first(wall_seconds, earlier.get("wall_seconds"), summary["wall_seconds"])
     summary["finished_reason"] = reason or summary["finished_reason"]
     try:
+        if facts is not None:
+            keep(facts, folder)
         partial = folder / (SUMMARY + ".partial")
         partial.write_text(json.dumps(summary, indent=2) + "\n")
         partial.replace(folder / SUMMARY)
@@ -101,7 +103,6 @@ def summarize(run_id: str, history: History, facts: RedisFacts | None) -> dict[s
         "steps_skipped": len(history.rows) - len(rows),
         "steps_taken_back": history.abandoned,
         "torn_lines": history.torn,
-        "redis": stored(facts) if facts else None,
     }
 
 

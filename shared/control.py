@@ -163,16 +163,16 @@ class ControlState:
     def request_evaluation(self, policy_version: int) -> None:
         """Asks for a held-out evaluation of this version, or of a later one should it be gone."""
         with translated():
-            self._client.hsetnx(self._keys.evaluation_jobs, str(policy_version), "0")
+            self._client.hsetnx(self._keys.evaluation_jobs, str(policy_version), "0 ")
 
     def pending_evaluations(self) -> list[int]:
         """Versions that wait for an evaluation, ascending."""
         with translated():
             return sorted(int(v) for v in self._client.hkeys(self._keys.evaluation_jobs))
 
-    def claim_evaluation(self, policy_version: int, deadline_s: float) -> bool:
-        """Leases one evaluation to the caller; False where another server holds it."""
-        return bool(self._claim(policy_version, int(deadline_s * 1000)))
+    def claim_evaluation(self, policy_version: int, deadline_s: float, component: str) -> bool:
+        """Leases one evaluation to a component; False where another one, that lives, holds it."""
+        return bool(self._claim(policy_version, int(deadline_s * 1000), component, self._keys.heartbeat("")))
 
     def release_evaluation(self, policy_version: int) -> None:
         """Gives a claimed evaluation back, so that it can be claimed again at once."""

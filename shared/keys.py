@@ -118,7 +118,7 @@ class Keys:
 
     @property
     def evaluation_jobs(self) -> str:
-        """Hash: policy_version -> JSON of a wanted evaluation and who claimed it until when."""
+        """Hash: policy_version -> until when a wanted evaluation is claimed, and by whom."""
         return self._key("evaluation_jobs")
 
     @property

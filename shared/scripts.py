@@ -235,13 +235,17 @@ return {entries, bytes, unapplied, returned}
 """
 )
 
-# KEYS evaluation_jobs; ARGV policy_version lease_ms -> 1 if the job is ours now
+# KEYS evaluation_jobs; ARGV policy_version lease_ms claimer heartbeat_prefix -> 1 if the job is ours now
+# A job's value is "<claimed until> <claimer>"; a claim ends with its time, or with its claimer's heartbeat.
 CLAIM_EVALUATION = (
     _NOW
     + """
-local claimed_until = redis.call('hget', KEYS[1], ARGV[1])
-if not claimed_until or tonumber(claimed_until) > now then return 0 end
-redis.call('hset', KEYS[1], ARGV[1], now + tonumber(ARGV[2]))
+local claim = redis.call('hget', KEYS[1], ARGV[1])
+if not claim then return 0 end
+local claimed_until, claimer = string.match(claim, '^(%S*) (.*)$')
+local held = tonumber(claimed_until) > now and claimer ~= ARGV[3]
+if held and redis.call('exists', ARGV[4] .. claimer) == 1 then return 0 end
+redis.call('hset', KEYS[1], ARGV[1], string.format('%.0f', now + tonumber(ARGV[2])) .. ' ' .. ARGV[3])
 return 1
 """
 )
@@ -249,7 +253,7 @@ return 1
 # KEYS evaluation_jobs; ARGV policy_version -> 1 if there was such a job
 RELEASE_EVALUATION = """
 if redis.call('hexists', KEYS[1], ARGV[1]) == 0 then return 0 end
-redis.call('hset', KEYS[1], ARGV[1], 0)
+redis.call('hset', KEYS[1], ARGV[1], '0 ')
 return 1
 """
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import shutil
 import tempfile
 import time
@@ -43,6 +44,16 @@ from shared.types import Completion, Float32Array, Int32Array, SamplingSettings
 T = TypeVar("T")
 STOP_DEADLINE_S = 4.0
 DEFAULT_CPU_KV_CACHE_GIB = 1.0
+WORKDIR = "trustbatch-vllm"
+
+
+def make_workdir() -> Path:
+    """A folder of this process's own; those of processes that were killed are removed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{WORKDIR}-*-*"):
+        owner = folder.name.split("-")[-2]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{WORKDIR}-{os.getpid()}-"))
 
 
 class VllmEngine:
@@ -86,7 +97,7 @@ class VllmEngine:
         }
         self._startup_deadline_s = startup_deadline_s
         self._load_deadline_s = load_deadline_s
-        self._workdir = Path(tempfile.mkdtemp(prefix="trustbatch-vllm-"))
+        self._workdir = make_workdir()
         self._llm: AsyncLLM | None = None
         self._policy_version = -1
         self._weights: weights.ServedWeights | None = None

@@ -237,7 +237,7 @@ async def test_an_evaluation_that_was_begun_is_given_back_by_a_server_that_stops
     async with serving(parts_of(run.config)) as server:
         await until(lambda: run.state_of() == "evaluating version 0", "the evaluation", server)
     Hanging.release.set()
-    assert run.control.claim_evaluation(0, 1.0)
+    assert run.control.claim_evaluation(0, 1.0, "rollout:another")
 
 
 async def test_an_evaluation_that_fails_is_given_back_and_said(config: Config, tiny_model: Path) -> None:
@@ -251,7 +251,7 @@ async def test_an_evaluation_that_fails_is_given_back_and_said(config: Config, t
         await until(lambda: run.unapplied() == 8, "groups, which go on", server)
     assert "ZeroDivisionError: the scorer is broken" in run.control.events()[0]["text"]
     assert run.control.evaluations() == []
-    assert run.control.claim_evaluation(0, 1.0), "another server can claim it"
+    assert run.control.claim_evaluation(0, 1.0, "rollout:another"), "another server can claim it"
 
 
 async def test_a_prompt_whose_scorer_fails_ends_as_a_failure_and_never_as_reward_0(

@@ -54,20 +54,31 @@ def test_history_and_events_come_back_in_order(control: ControlState) -> None:
     assert [event["text"] for event in control.events()] == ["second", "first"]
 
 
-def test_an_evaluation_is_given_to_one_server_and_given_again_when_it_dies(control: ControlState) -> None:
-    assert not control.claim_evaluation(3, 30)  # nobody asked for it
+def test_an_evaluation_is_given_to_one_server_until_it_is_done(control: ControlState) -> None:
+    assert not control.claim_evaluation(3, 30, "a")  # nobody asked for it
     control.request_evaluation(3)
     control.request_evaluation(3)
     assert control.pending_evaluations() == [3]
-    assert control.claim_evaluation(3, 0.05)
-    assert not control.claim_evaluation(3, 30)
-    deadline = time.monotonic() + 5
-    while not control.claim_evaluation(3, 30):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    control.beat("a", {}, 30)
+    assert control.claim_evaluation(3, 30, "a")
+    assert not control.claim_evaluation(3, 30, "b")
+    assert control.claim_evaluation(3, 30, "a"), "its own claim, from before a restart"
+    control.release_evaluation(3)
+    assert control.claim_evaluation(3, 30, "b")
     control.finish_evaluation(3, result(4))
     assert control.pending_evaluations() == []
     assert control.evaluations() == [result(4)]
+
+
+def test_a_claim_ends_with_its_time_or_with_its_claimer(control: ControlState) -> None:
+    control.request_evaluation(3)
+    control.beat("a", {}, 30)
+    assert control.claim_evaluation(3, 0.05, "a")
+    deadline = time.monotonic() + 5
+    while not control.claim_evaluation(3, 30, "b"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert control.claim_evaluation(3, 30, "a"), "b has no heartbeat"
 
 
 def test_phase_and_pause(control: ControlState) -> None:
