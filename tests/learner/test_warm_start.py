@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_the_folder_is_an_ordinary_one_with_qwens_keys(tmp_path: Path) -> None:
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert config["tie_word_embeddings"] is True
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert loaded.config.vocab_size == len(tokenizer)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Say the digit 7."}], add_generation_prompt=True, return_dict=False

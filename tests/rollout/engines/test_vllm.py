@@ -326,7 +326,7 @@ def no_engine_within(seconds: float) -> bool:
     return not engine_pids()
 
 
-def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_kept(
+async def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rollout.engines.vllm import WORKDIR, make_workdir
