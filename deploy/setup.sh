@@ -34,7 +34,7 @@ fi
 echo "setup: installing $(grep -c '==' "$lock") pinned packages into .venv (a few minutes the first time, about 3.5 GB)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 torch=$(grep '^torch==' "$lock")
-pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
+pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet --quiet "$@"; }
 .venv/bin/python -c "import sys, importlib.metadata as m; sys.exit(m.version('torch') != '${torch#torch==}')" 2>/dev/null ||
   pip install --no-deps "$torch" 2>/dev/null ||
   pip install --no-deps --index-url "$torch_cpu_index" "$torch"

@@ -64,13 +64,13 @@ def test_the_folder_is_an_ordinary_one_with_qwens_keys(tmp_path: Path) -> None:
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert config["tie_word_embeddings"] is True
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "model")
-    assert loaded.config.vocab_size == len(tokenizer)
-    prompt = tokenizer.apply_chat_template(
+    reread: Any = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert loaded.config.vocab_size == len(reread)
+    prompt = reread.apply_chat_template(
         [{"role": "user", "content": "Say the digit 7."}], add_generation_prompt=True, return_dict=False
     )
-    assert "<|assistant|>" in tokenizer.convert_ids_to_tokens(prompt)[-1]
-    assert tokenizer.eos_token_id == config["eos_token_id"]
+    assert "<|assistant|>" in reread.convert_ids_to_tokens(prompt)[-1]
+    assert reread.eos_token_id == config["eos_token_id"]
 
 
 def test_any_text_survives_the_tokenizer_and_digits_stand_alone() -> None:
