@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Coroutine
 from multiprocessing.process import BaseProcess
@@ -38,22 +36,13 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from rollout.engines import vllm_launch, weights
 from rollout.engines.vllm_output import to_completion
 from rollout.engines.vllm_requests import probe_params, probed_logprobs, to_params
+from rollout.engines.workdir import make_workdir
 from shared.errors import EngineError
 from shared.types import Completion, Float32Array, Int32Array, SamplingSettings
 
 T = TypeVar("T")
 STOP_DEADLINE_S = 4.0
 DEFAULT_CPU_KV_CACHE_GIB = 1.0
-WORKDIR = "trustbatch-vllm"
-
-
-def make_workdir() -> Path:
-    """A folder of this process's own; those of processes that were killed are removed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{WORKDIR}-*-*"):
-        owner = folder.name.split("-")[-2]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{WORKDIR}-{os.getpid()}-"))
 
 
 class VllmEngine:

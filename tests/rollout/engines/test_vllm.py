@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -324,19 +323,3 @@ def no_engine_within(seconds: float) -> bool:
     while engine_pids() and time.monotonic() < deadline:
         time.sleep(0.1)
     return not engine_pids()
-
-
-async def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rollout.engines.vllm import WORKDIR, make_workdir
-
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    dead, other = tmp_path / f"{WORKDIR}-{ended.pid}-abc", tmp_path / "not-ours"
-    dead.mkdir()
-    other.mkdir()
-    first, second = make_workdir(), make_workdir()
-    assert not dead.exists()
-    assert {path.name for path in tmp_path.iterdir()} == {other.name, first.name, second.name}
