@@ -56,10 +56,6 @@ class Intervals:
     def __repr__(self) -> str:
         return f"Intervals({list(self.pairs())})"
 
-    def copy(self) -> Intervals:
-        """An independent copy."""
-        return Intervals(self.pairs())
-
     def without(self, values: Iterable[int]) -> Intervals:
         """A copy that lacks these values."""
         gone = sorted(set(values))

@@ -104,11 +104,7 @@ class PolicyStore:
             raise StoreError(f"{path} is of version {manifest.policy_version}, not {policy_version}")
         return manifest
 
-    def verify(self, manifest: Manifest) -> Path:
-        """Compares every file with the manifest; returns the version's folder. Raises StoreError."""
-        return self._verified(manifest, self.folder(manifest.policy_version))
-
-    def _verified(self, manifest: Manifest, folder: Path) -> Path:
+    def _check_files(self, manifest: Manifest, folder: Path) -> None:
         for expected in manifest.files:
             try:
                 found = stored_file(folder / expected.name, durable=False)
@@ -120,7 +116,6 @@ class PolicyStore:
                     f"({found.size:,} bytes, SHA-256 {found.sha256[:12]}; expected {expected.size:,}, "
                     f"{expected.sha256[:12]})"
                 )
-        return folder
 
     def hold(self, policy_version: int, holder: str) -> tuple[Manifest, Path]:
         """A verified version in a folder of the holder's own, which retention does not touch; `let_go` ends it.
@@ -134,7 +129,8 @@ class PolicyStore:
             for path in self.folder(policy_version).iterdir():
                 _link(path, folder / path.name)
             manifest = self._manifest(policy_version, folder)
-            return manifest, self._verified(manifest, folder)
+            self._check_files(manifest, folder)
+            return manifest, folder
         except OSError as error:
             raise StoreError(f"version {policy_version} cannot be held in {folder}: {error}") from error
 

@@ -118,11 +118,6 @@ class Group:
         """G, the number of completions."""
         return len(self.trajectories)
 
-    @property
-    def oldest_version(self) -> int:
-        """The smallest policy_version that drew a token of this group."""
-        return min(span.policy_version for t in self.trajectories for span in t.versions)
-
 
 def group_id_for(run_id: str, prompt_index: int) -> str:
     """The id of the group of a prompt: a pure function, so a second append of it can be recognised."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from learner.objective.ess import sequence_log_ratios, weight_sums
@@ -22,10 +21,6 @@ class RatioStatistics:
     log_ratio_abs_max: Tensor  # nats
     kl: Tensor  # nats per token, unbiased estimate of KL(policy || behavior)
     capped_share: Tensor  # of tokens with ratio >= ess: their score weight is the cap
-
-    def finite(self) -> Tensor:
-        """[] bool: every statistic is finite."""
-        return torch.stack([torch.isfinite(value) for value in vars(self).values()]).all()
 
 
 def ratio_statistics(log_ratio: Tensor, sequence_of: Tensor, sequences: int) -> RatioStatistics:

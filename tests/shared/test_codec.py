@@ -51,7 +51,6 @@ def test_a_group_comes_back_as_it_was() -> None:
     assert t.loss_mask.tolist() == [True, True, False, False, True, False]
     assert (t.sampling, t.finish_reason) == (mixed.sampling, "length")
     np.testing.assert_array_equal(t.behavior_logprobs, mixed.behavior_logprobs)
-    assert after.oldest_version == 0
     assert after.extensions == {"routing": b"\x00\x01"}
 
 

@@ -30,7 +30,7 @@ def test_a_published_version_reads_back_with_its_probe(store: PolicyStore) -> No
     manifest = store.manifest(3)
     assert (manifest.parent, manifest.step, manifest.probe) == (0, 3, PROBE)
     assert [f.name for f in manifest.files] == ["config.json", "model.safetensors"]
-    assert store.verify(manifest) == store.folder(3)
+    assert store.hold(3, "r0")[0] == manifest
     assert store.versions() == [0, 3]
 
 
@@ -61,7 +61,7 @@ def test_a_damaged_shard_is_found(store: PolicyStore, damage: str) -> None:
     else:
         shard.unlink()
     with pytest.raises(StoreError, match=r"version 1: model\.safetensors"):
-        store.verify(store.manifest(1))
+        store.hold(1, "r0")
 
 
 def test_every_damage_to_the_manifest_is_found(store: PolicyStore) -> None:
