@@ -18,12 +18,11 @@ UPDATES = 10
 def test_engine_and_learner_agree_before_and_after_ten_updates(make_run: Callable[..., Run], tied: bool) -> None:
     run = make_run(
         "synchronous",
-        f"model.path=.cache/models/test-{'tied' if tied else 'untied'}",
+        f"model.path=.cache/models/{'demo' if tied else 'untied'}",
         f"model.tiny.tie_word_embeddings={tied}",
-        "model.tiny.warm_start_steps=120",
-        "model.tiny.warm_start_accuracy=0.002",
+        f"model.tiny.warm_start_accuracy={0.12 if tied else 0.06}",
         "admission.max_staleness=0",
-        "learner.learning_rate=3e-3",
+        "learner.learning_rate=1e-3",
         "learner.warmup_steps=0",
         "learner.groups_per_batch=16",
         "learner.checkpoint_every=7",
