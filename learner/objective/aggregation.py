@@ -2,6 +2,7 @@
 
 token_mean      1 / n                   every token alike
 sequence_mean   1 / (B |o_i|)           every completion alike, however long it is
+sequence_sum    1 / B                   every completion counts with the sum of its tokens: long ones weigh more
 fixed_length    1 / (B L)               every token alike, whatever the batch's lengths: no length bias
 """
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from learner.objective.core import Step
 
-Aggregation = Literal["token_mean", "sequence_mean"]
+Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
 
 
 def token_mean(step: Step) -> Tensor:
@@ -39,4 +40,6 @@ def token_weights(step: Step, aggregation: Aggregation) -> Tensor:
         return token_mean(step)
     if aggregation == "sequence_mean":
         return sequence_mean(step)
-    raise ValueError(f"aggregation {aggregation!r} is none of 'token_mean', 'sequence_mean'")
+    if aggregation == "sequence_sum":
+        return fixed_length(step, 1)
+    raise ValueError(f"aggregation {aggregation!r} is none of 'token_mean', 'sequence_mean', 'sequence_sum'")

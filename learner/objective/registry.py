@@ -14,16 +14,52 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from learner.objective.bapo import bapo
+from learner.objective.chord import chord
+from learner.objective.cispo import cispo
 from learner.objective.core import Bounds, Step, TokenLoss, needs_of
+from learner.objective.dapo import dapo
+from learner.objective.decoupled_ppo import decoupled_ppo
+from learner.objective.grpo import grpo
+from learner.objective.gspo import gspo
+from learner.objective.m2po import m2po
+from learner.objective.minirl import minirl
+from learner.objective.minpro import minpro
+from learner.objective.opmd import asymre, kimi_pmd, opmd
 from learner.objective.p3o import p3o
+from learner.objective.p4o import p4o
+from learner.objective.reinforce import reinforce
+from learner.objective.sapo import sapo
+from learner.objective.topr import topr
+from learner.objective.truncated_is import truncated_is
+from learner.objective.vcpo import vcpo
 
 ObjectiveFunction = Callable[..., TokenLoss]
 
 OBJECTIVES: dict[str, ObjectiveFunction] = {
     "p3o": p3o,
+    "reinforce": reinforce,
+    "grpo": grpo,
+    "dapo": dapo,
+    "decoupled_ppo": decoupled_ppo,
+    "truncated_is": truncated_is,
+    "cispo": cispo,
+    "gspo": gspo,
+    "topr": topr,
+    "sapo": sapo,
+    "minpro": minpro,
+    "bapo": bapo,
+    "m2po": m2po,
+    "vcpo": vcpo,
+    "opmd": opmd,
+    "asymre": asymre,
+    "kimi_pmd": kimi_pmd,
+    "minirl": minirl,
+    "chord": chord,
+    "p4o": p4o,
 }
 
-ALIASES: dict[str, str] = {}
+ALIASES: dict[str, str] = {"aipo": "truncated_is"}
 
 
 @dataclass(frozen=True)
