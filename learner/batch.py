@@ -49,6 +49,7 @@ class StepBatch:
     groups: tuple[Group, ...]
     micro_batches: tuple[MicroBatch, ...]
     rewards: Float64Array  # [B]
+    group_of: Tensor  # [B] int64
     signal_share: float  # of groups with unequal rewards
     versions: Int64Array  # [trained tokens]
 
@@ -119,6 +120,7 @@ def build_step(
         groups=tuple(groups),
         micro_batches=tuple(_pad(piece) for piece in pieces),
         rewards=flat.numpy(),
+        group_of=group_of,
         signal_share=has_signal(flat, group_of).double().mean().item(),
         versions=np.concatenate([_versions(row) for piece in pieces for row in piece]),
     )

@@ -12,6 +12,7 @@ from learner.ending import await_evaluation, save_model
 from learner.evaluations import Evaluations
 from learner.files import RunFiles
 from learner.model import PolicyModel, choose_device
+from learner.objectives import objective_of
 from learner.patience import Patience
 from learner.publish import Publisher
 from learner.startup import abandon_lines, await_predecessor, report_changes, restore, take_epoch
@@ -123,6 +124,7 @@ class Learner:
         store = PolicyStore(config.run.folder / "policy")
         epoch = self._patiently("take an epoch", lambda: take_epoch(self.control, checkpoints))
         self.heartbeat.set_state("loading the model", epoch=epoch)
+        objective_of(config.learner)  # refused before anything is loaded
         policy = PolicyModel.load(config.model.path, config.model.dtype, choose_device(config.learner.device))
         optimizer = make_optimizer(policy, config.learner)
         begin, checkpoint = self._patiently(

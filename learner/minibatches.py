@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from learner.batch import StepBatch, batch_rewards, build_step
 from learner.intake import Held
 from shared.config.models import LearnerConfig
@@ -17,6 +19,7 @@ class Minibatch:
     held: list[Held]
     step_batch: StepBatch
     ended: bool = False  # a step of it was not finite: no further pass
+    proximal_logprobs: Tensor | None = None  # [n], before the batch's first step, where the objective needs them
 
 
 def split(batch: Sequence[Held], config: LearnerConfig, seed: int, number: int) -> list[Minibatch]:

@@ -23,12 +23,13 @@ from learner.files import RunFiles, plain
 from learner.intake import Held, Intake
 from learner.minibatches import Minibatch, next_steps, split
 from learner.model import PolicyModel
+from learner.objectives import objective_of
 from learner.patience import Patience
 from learner.publish import Publisher, versions_to_keep
 from learner.records import observe_staleness, step_record
 from learner.screening import Rules
 from learner.startup import Begin, config_row
-from learner.step import take_step
+from learner.step import logprobs_now, take_step
 from shared.config import Config
 from shared.control import ControlState, Latest
 from shared.errors import TrainingError
@@ -117,6 +118,9 @@ class Training:
         learner = self.parts.config.learner
         waited = time.monotonic() - self._ready_since
         minibatches = split(batch, learner, self.parts.config.run.seed, self.batches)
+        if "proximal_logprobs" in objective_of(learner).needs:
+            for minibatch in minibatches:
+                minibatch.proximal_logprobs = logprobs_now(self.parts.policy, minibatch.step_batch)
         for minibatch, last_pass in next_steps(minibatches, learner.passes):
             if not minibatch.ended:
                 self._one_step(minibatch, last_pass, waited)
@@ -131,7 +135,15 @@ class Training:
         self.step += 1
         parts.heartbeat.set_state(f"training step {self.step}", step=self.step)
         drawn_by = self.lineage.latest if self._steps_unpublished == 0 else None
-        outcome = take_step(parts.policy, parts.optimizer, batch, parts.config.learner, self.step, drawn_by)
+        outcome = take_step(
+            parts.policy,
+            parts.optimizer,
+            batch,
+            parts.config.learner,
+            self.step,
+            drawn_by,
+            minibatch.proximal_logprobs,
+        )
         staleness = batch.staleness(self.lineage.staleness)
         applied = [] if outcome.skipped or not last_pass else [h.group.prompt_index for h in minibatch.held]
         version = self.lineage.latest

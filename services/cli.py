@@ -103,6 +103,15 @@ def learner(*, config: Required, overrides: Overrides) -> None:
     _replace_by("learner", config, overrides)
 
 
+@app.command()
+def objectives() -> None:
+    """List the objectives that the learner knows, with their knobs.
+
+    One word of the configuration chooses: learner.objective.name.
+    """
+    os.execv(sys.executable, [sys.executable, "-m", "learner.objectives"])
+
+
 @app.command("control-plane")
 def control_plane(*, config: Required, overrides: Overrides) -> None:
     """Run the control plane.

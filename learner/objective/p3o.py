@@ -7,54 +7,93 @@
 over the n trained tokens of one optimizer step; sg stops the gradient and ess carries none. On-policy data has
 ess 1: the loss is REINFORCE's. There is no clip range and no KL coefficient.
 
-Two phases: `prepare` sees the log ratios of the whole step and gives its ESS; `loss` is then a sum over any
-piece of the step, and the pieces' losses and gradients add up to the whole.
-
 Source: Fakoor, Aubry, Stranges, Smola, "Trust the Batch, On- or Off-Policy: Adaptive Policy Optimization for RL
 Post-Training", arXiv 2605.12380 (2026). Deviations: the KL estimator is a choice (the paper's code uses k3), the
-ESS always covers the whole step (the code's covers a micro-batch), and a non-finite ESS stays non-finite (the
+ESS covers the whole step by default (the code's covers a micro-batch), and a non-finite ESS stays non-finite (the
 code reads it as 1, fully trusted).
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from learner.objective.ess import WeightSums, weight_sums
-from learner.objective.kl import KlEstimator, kl_value_and_slope, with_gradient
+from learner.objective.aggregation import token_mean
+from learner.objective.core import Step, TokenLoss, needs
+from learner.objective.ess import sequence_log_ratios, weight_sums
+from learner.objective.kl import KlEstimator, kl_value_and_slope
+
+EssScope = Literal["step", "micro_batch", "completion"]
+StepScale = Literal["none", "sqrt_sequence_ess", "sequence_ess"]
 
 
-def prepare(log_ratio: Tensor) -> WeightSums:
-    """The step's global statistic from log ratios [n]; merge those of pieces before taking `.ess`."""
-    return weight_sums(log_ratio)
-
-
-def loss(
-    policy_logprobs: Tensor,
-    behavior_logprobs: Tensor,
-    advantages: Tensor,
-    ess: Tensor,
-    total_tokens: int,
+@needs("micro_batch_of", when=lambda knobs: knobs.get("ess_scope") == "micro_batch")
+def p3o(
+    step: Step,
+    *,
     kl_estimator: KlEstimator = "unbiased",
-) -> Tensor:
-    """The P3O loss of some of a step's trained tokens, divided by the number of all of them.
+    ess_scope: EssScope = "step",
+    step_scale: StepScale = "none",
+) -> TokenLoss:
+    """The P3O loss of a step.
 
     Args:
-        policy_logprobs: [N], nats, with gradient; at the temperature that the tokens were drawn at.
-        behavior_logprobs: [N], nats, of the distribution that was sampled.
-        advantages: [N].
-        ess: [], of the whole step, in (0, 1].
-        total_tokens: n, trained tokens of the whole step.
+        step: the step's tokens.
         kl_estimator: see `learner.objective.kl`.
+        ess_scope: whose ratios a token's ESS is of: all of the step's; its micro-batch's, as in the public code
+            (then the same data is trusted more only because it was cut smaller); its completion's.
+        step_scale: the learning rate of the step is multiplied by this statistic of it.
 
-    Returns:
-        [], float32 or better; summed over the pieces of a step it is the step's loss.
+    Raises:
+        ValueError: an unknown choice.
+
     """
-    logp = policy_logprobs.float() if policy_logprobs.dtype.itemsize < 4 else policy_logprobs
-    log_ratio = (logp - behavior_logprobs).detach()
-    cap = ess.detach().to(logp.dtype)
-    weight = torch.minimum(log_ratio.exp(), cap)
-    score = -weight * advantages * logp
-    kl = with_gradient(*kl_value_and_slope(log_ratio, kl_estimator), logp)
-    return (score + (1 - cap) * kl).sum() / total_tokens
+    log_ratio = step.log_ratio
+    ess = scoped_ess(step, log_ratio, ess_scope).to(log_ratio.dtype)
+    ratio = log_ratio.exp()
+    weight = torch.minimum(ratio, ess)
+    kl, kl_slope = kl_value_and_slope(log_ratio, kl_estimator)
+    mean = token_mean(step)
+    return TokenLoss(
+        value=mean * (-weight * step.advantages * step.policy_logprobs + (1 - ess) * kl),
+        slope=mean * (-weight * step.advantages + (1 - ess) * kl_slope),
+        weight=weight,
+        cut=ratio > ess,
+        step_factor=scale_of(step, step_scale),
+        statistics={"ess": ess.mean(), "kl": kl.mean()},
+    )
+
+
+def scoped_ess(step: Step, log_ratio: Tensor, scope: EssScope) -> Tensor:
+    """The ESS that holds for each token: [] for the whole step, else [n]; float64."""
+    if scope == "step":
+        return weight_sums(log_ratio).ess
+    if scope == "micro_batch":
+        assert step.micro_batch_of is not None, "declared as needed"
+        return _ess_by(log_ratio, step.micro_batch_of)
+    if scope == "completion":
+        return _ess_by(log_ratio, step.sequence_of)
+    raise ValueError(f"ess_scope {scope!r} is none of 'step', 'micro_batch', 'completion'")
+
+
+def scale_of(step: Step, scale: StepScale) -> Tensor | float:
+    """The factor of the step's learning rate: 1 on fresh data, whatever the choice."""
+    if scale == "none":
+        return 1.0
+    ess = weight_sums(sequence_log_ratios(step.log_ratio, step.sequence_of, step.sequences)).ess
+    if scale == "sequence_ess":
+        return ess
+    if scale == "sqrt_sequence_ess":
+        return ess.sqrt()
+    raise ValueError(f"step_scale {scale!r} is none of 'none', 'sqrt_sequence_ess', 'sequence_ess'")
+
+
+def _ess_by(log_ratio: Tensor, part_of: Tensor) -> Tensor:
+    """The ESS of each token's own part, [n], float64."""
+    out = torch.empty_like(log_ratio, dtype=torch.float64)
+    for part in part_of.unique():
+        mine = part_of == part
+        out[mine] = weight_sums(log_ratio[mine]).ess
+    return out

@@ -205,20 +205,27 @@ class EvaluationConfig(Section):
     """How long a claimed evaluation may take before another server may claim it."""
 
 
-class P3OConfig(Section):
-    """The P3O update; there is nothing here to tune for staleness."""
+class ObjectiveConfig(Section):
+    """The objective by its name, and its knobs beside it; `trustbatch objectives` lists them.
 
-    name: Literal["p3o"] = "p3o"
-    kl_estimator: Literal["unbiased", "k3"] = "unbiased"
-    ess_scope: Literal["step"] = "step"
-    """One ESS for the whole optimizer step, independent of micro-batches."""
+    Names, bounds and defaults of the knobs are those of the objective's own function, so the learner checks them.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    name: str = "p3o"
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """What is set beside the name."""
+        return dict(self.model_extra or {})
 
 
 class LearnerConfig(Section):
     """The learner. A batch of groups is cut into `minibatches` optimizer steps, `passes` times over."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    objective: P3OConfig = P3OConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     advantage: Literal["group_std", "group_mean", "leave_one_out"] = "group_std"
     """Reward baseline and scale within a group."""
     groups_per_batch: int = Field(32, ge=1, le=65_536)

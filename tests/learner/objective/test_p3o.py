@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learner.objective import p3o
+from learner.objective.core import Step, piece_loss
+from learner.objective.ess import weight_sums
 from learner.objective.kl import KlEstimator
+from learner.objective.p3o import p3o
 
 estimators = pytest.mark.parametrize("estimator", ["unbiased", "k3"])
 
@@ -23,11 +25,18 @@ def example(n: int, seed: int = 0, spread: float = 1.0) -> tuple[Tensor, Tensor,
     return policy.requires_grad_(), behavior, advantages
 
 
+def step_of(policy: Tensor, behavior: Tensor, advantages: Tensor) -> Step:
+    """One completion a token."""
+    every = torch.arange(len(policy))
+    return Step(policy.detach(), behavior, advantages, every, every, advantages)
+
+
 def loss_and_gradient(
     policy: Tensor, behavior: Tensor, advantages: Tensor, estimator: KlEstimator = "unbiased"
 ) -> tuple[Tensor, Tensor]:
-    ess = p3o.prepare(policy - behavior).ess
-    loss = p3o.loss(policy, behavior, advantages, ess, len(policy), estimator)
+    token_loss = p3o(step_of(policy, behavior, advantages), kl_estimator=estimator)
+    loss = piece_loss(token_loss, slice(None), policy)
+    torch.testing.assert_close(loss, token_loss.loss, rtol=1e-12, atol=1e-12, equal_nan=True)
     return loss, torch.autograd.grad(loss, policy)[0]
 
 
@@ -71,10 +80,8 @@ def test_cutting_a_step_changes_neither_loss_nor_gradient(estimator: KlEstimator
     whole, gradient = loss_and_gradient(policy, behavior, advantages, estimator)
     bounds = [0, *sorted(cuts), 60]
     pieces = [slice(a, b) for a, b in pairwise(bounds)]  # empty ones included
-    sums = p3o.prepare(policy[:0])
-    for piece in pieces:
-        sums = sums.merge(p3o.prepare((policy - behavior)[piece]))
-    losses = [p3o.loss(policy[p], behavior[p], advantages[p], sums.ess, 60, estimator) for p in pieces]
+    token_loss = p3o(step_of(policy, behavior, advantages), kl_estimator=estimator)
+    losses = [piece_loss(token_loss, piece, policy[piece]) for piece in pieces]
     total = torch.stack(losses).sum()
     torch.testing.assert_close(total, whole, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(torch.autograd.grad(total, policy)[0], gradient, rtol=1e-10, atol=1e-12)
@@ -99,7 +106,7 @@ def test_the_score_weight_of_a_high_ratio_token_is_ess_and_never_zero() -> None:
     _, without = loss_and_gradient(policy, behavior, advantages)
     advantages[0] = 1.0
     _, gradient = loss_and_gradient(policy, behavior, advantages)
-    ess = p3o.prepare(policy - behavior).ess.item()
+    ess = weight_sums(policy - behavior).ess.item()
     assert (without[0] - gradient[0]).item() * 10 == pytest.approx(ess, rel=1e-10)
 
 
@@ -110,8 +117,8 @@ def test_masked_positions_may_hold_anything() -> None:
     dirty_policy = torch.where(mask, policy.detach(), torch.nan).requires_grad_()
     dirty_behavior = torch.where(mask, behavior, -torch.inf)
     clean, _ = loss_and_gradient(policy[mask], behavior[mask], advantages[mask])
-    ess = p3o.prepare(dirty_policy[mask] - dirty_behavior[mask]).ess
-    dirty = p3o.loss(dirty_policy[mask], dirty_behavior[mask], advantages[mask], ess, int(mask.sum()))
+    dirty_step = step_of(dirty_policy[mask], dirty_behavior[mask], advantages[mask])
+    dirty = piece_loss(p3o(dirty_step), slice(None), dirty_policy[mask])
     torch.testing.assert_close(dirty, clean, rtol=0, atol=0)
     (gradient,) = torch.autograd.grad(dirty, dirty_policy)
     assert torch.isfinite(gradient).all()
@@ -127,11 +134,27 @@ def test_a_non_finite_log_prob_makes_the_loss_non_finite(estimator: KlEstimator,
     assert not torch.isfinite(loss)
 
 
-@estimators
-def test_bfloat16_log_probs_are_exponentiated_in_float32(estimator: KlEstimator) -> None:
-    policy, behavior, advantages = example(64, spread=0.1)
-    low = policy.detach().bfloat16().requires_grad_()
-    loss, _ = loss_and_gradient(low, behavior.float(), advantages.float(), estimator)
-    assert loss.dtype == torch.float32
-    exact, _ = loss_and_gradient(low.detach().double().requires_grad_(), behavior, advantages, estimator)
-    assert loss.item() == pytest.approx(exact.item(), rel=1e-4)
+def test_smaller_scopes_use_the_ess_of_their_own_tokens() -> None:
+    policy, behavior, advantages = example(60)
+    by_twenty = torch.arange(60) // 20
+    step = Step(policy.detach(), behavior, advantages, by_twenty, torch.zeros(3).long(), torch.zeros(3), by_twenty)
+    for scope in ("micro_batch", "completion"):
+        weight = p3o(step, ess_scope=scope).weight
+        for part in range(3):
+            mine = by_twenty == part
+            ess = weight_sums(step.log_ratio[mine]).ess
+            torch.testing.assert_close(weight[mine], torch.minimum(step.log_ratio[mine].exp(), ess))
+
+
+def test_the_step_scale_is_a_statistic_of_whole_completions_and_1_on_fresh_data() -> None:
+    policy, behavior, advantages = example(60)
+    of = torch.arange(60) // 20
+    step = Step(policy.detach(), behavior, advantages, of, torch.zeros(3).long(), torch.zeros(3))
+    ratios = torch.stack([step.log_ratio[of == i].sum().exp() for i in range(3)])
+    ess = (ratios.sum() ** 2 / (3 * (ratios**2).sum())).item()
+    assert float(p3o(step, step_scale="sequence_ess").step_factor) == pytest.approx(ess)
+    root = p3o(step, step_scale="sqrt_sequence_ess").step_factor
+    assert float(root) == pytest.approx(math.sqrt(ess))
+    assert p3o(step).step_factor == 1.0
+    fresh = Step(policy.detach(), policy.detach(), advantages, of, torch.zeros(3).long(), torch.zeros(3))
+    assert float(p3o(fresh, step_scale="sequence_ess").step_factor) == pytest.approx(1)

@@ -1,0 +1,130 @@
+"""What every objective is: a pure function from an optimizer step's tokens to each token's share of the loss.
+
+    Step (log-probs of the whole step, no gradient) --objective--> TokenLoss (value and slope of every token)
+    loss of a piece = sum_t value_t + slope_t (policy_logprobs_t - sg(policy_logprobs_t))
+
+The slope is the derivative of the whole step's loss with respect to the token's log-prob, statistics of the step
+(ESS, quantiles, sequence ratios) included as the objective defines their gradient. So the backward pass knows
+nothing of the objective, the pieces of a step add up exactly however it is cut or spread over ranks, and what
+another objective would have done on the same tokens costs no pass of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Step:
+    """All n trained tokens of one optimizer step, over every micro-batch and rank; B completions. No gradient."""
+
+    policy_logprobs: Tensor  # [n], nats, at the temperature that the tokens were drawn at
+    behavior_logprobs: Tensor  # [n], nats, of the distribution that was sampled
+    advantages: Tensor  # [n]
+    sequence_of: Tensor  # [n], int64, completion of each token, in [0, B); tokens of one stand in order
+    group_of: Tensor  # [B], int64, group of each completion
+    rewards: Tensor  # [B]
+    micro_batch_of: Tensor | None = None  # [n], int64; for scopes smaller than the step
+    proximal_logprobs: Tensor | None = None  # [n], nats, of the policy before this batch's first step
+    ref_logprobs: Tensor | None = None  # [n], nats, of a frozen reference policy
+    expert: Tensor | None = None  # [n], bool: written by an expert, not drawn by the behavior policy
+    replayed: Tensor | None = None  # [n], bool: trained on before
+    lengths: Tensor | None = None  # [B], tokens of each completion, trained or not; default: trained ones
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return len(self.policy_logprobs)
+
+    @property
+    def sequences(self) -> int:
+        """B."""
+        return len(self.rewards)
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """Policy - behavior, [n], nats."""
+        return self.policy_logprobs - self.behavior_logprobs
+
+    @property
+    def tokens_of(self) -> Tensor:
+        """Trained tokens of each completion, [B], in the dtype of the log-probs."""
+        ones = torch.ones_like(self.policy_logprobs)
+        return self.policy_logprobs.new_zeros(self.sequences).index_add(0, self.sequence_of, ones)
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """Each token's share of the step's loss."""
+
+    value: Tensor  # [n]; the loss is its sum
+    slope: Tensor  # [n], d loss / d policy_logprobs
+    weight: Tensor  # [n], what multiplies advantage * grad log policy in the score term, before aggregation
+    cut: Tensor  # [n], bool: clipped, capped or masked
+    step_factor: Tensor | float = 1.0  # [] multiplies the learning rate of this step
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)  # [] each, the objective's own
+
+    @property
+    def loss(self) -> Tensor:
+        """The step's loss, []."""
+        return self.value.sum()
+
+
+def piece_loss(token_loss: TokenLoss, tokens: slice | Tensor, policy_logprobs: Tensor) -> Tensor:
+    """The loss of some of the step's tokens, with gradient; pieces add up to the step's loss.
+
+    Args:
+        token_loss: of the whole step.
+        tokens: which of the step's tokens these are.
+        policy_logprobs: [N] theirs, with gradient.
+
+    """
+    slope = token_loss.slope[tokens].to(policy_logprobs.dtype)
+    value = token_loss.value[tokens].to(policy_logprobs.dtype)
+    return (value + slope * (policy_logprobs - policy_logprobs.detach())).sum()
+
+
+def sequence_sum(values: Tensor, step: Step) -> Tensor:
+    """Sum over the trained tokens of each completion: [n] -> [B]."""
+    return values.new_zeros(step.sequences).index_add(0, step.sequence_of, values)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Between which a knob's value must lie."""
+
+    least: float = -float("inf")
+    most: float = float("inf")
+    exclusive: bool = False  # neither end itself
+
+    def __contains__(self, value: float) -> bool:
+        if self.exclusive:
+            return self.least < value < self.most
+        return self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        return f"({self.least:g}, {self.most:g})" if self.exclusive else f"[{self.least:g}, {self.most:g}]"
+
+
+def needs(*fields: str, when: Callable[[Mapping[str, Any]], bool] | None = None) -> Callable[[F], F]:
+    """Declares that an objective needs these optional fields of Step, always or for some values of its knobs."""
+
+    def declare(function: F) -> F:
+        earlier = getattr(function, "_needs", ())
+        function._needs = (*earlier, (fields, when))  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+def needs_of(function: Callable[..., Any], knobs: Mapping[str, Any]) -> frozenset[str]:
+    """The optional fields of Step that an objective needs with these knobs."""
+    declared = getattr(function, "_needs", ())
+    return frozenset(name for fields, when in declared if when is None or when(knobs) for name in fields)

@@ -1,0 +1,86 @@
+"""P4O: P3O with a proximal snapshot; the ESS against both policies sets the cap and the mixture to be pulled to.
+
+    ratio_t  = exp(policy_logprobs_t - behavior_logprobs_t)
+    ess_b    = ESS of policy / behavior,  ess_p = ESS of policy / proximal,  ess = min(ess_b, ess_p)
+    mixture  = ((1 - ess_b) behavior + (1 - ess_p) proximal) / (2 - ess_b - ess_p)
+    loss     = (1/n) sum_t [ - sg(min(ratio_t, ess)) A_t policy_logprobs_t + (1 - ess) KL_t(policy || mixture) ]
+
+over the n trained tokens of one optimizer step; no ESS carries a gradient, nor does the mixture. With proximal equal
+to behavior it is P3O; with every ESS 1 it is REINFORCE.
+
+    unbiased   r (d - 1) + exp(-d) r     gradient  r d            * grad log policy
+    k3         d + exp(-d) - 1           gradient  (1 - exp(-d))  * grad log policy
+
+with d = policy_logprobs - log mixture and r = ratio_t: the tokens were drawn from behavior, so its ratio weighs the
+unbiased estimate, whose expectation is KL(policy || mixture).
+
+Source: FeynRL (FeynRL-project/FeynRL, algs/P4O/p4o.py); no paper. Deviations are P3O's: the estimator is a choice
+(the public code uses k3), the ESS covers the whole step (there a micro-batch), a non-finite ESS stays non-finite
+(there it reads 1), and no KL weight below 1e-6 is rounded to 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from learner.objective.aggregation import token_mean
+from learner.objective.core import Step, TokenLoss, needs
+from learner.objective.ess import weight_sums
+from learner.objective.kl import KlEstimator, kl_value_and_slope
+
+
+@needs("proximal_logprobs")
+def p4o(step: Step, *, kl_estimator: KlEstimator = "unbiased") -> TokenLoss:
+    """The P4O loss of a step.
+
+    Args:
+        step: the step's tokens.
+        kl_estimator: of the KL to the mixture.
+
+    Raises:
+        ValueError: an unknown estimator.
+
+    """
+    assert step.proximal_logprobs is not None, "declared as needed"
+    log_ratio = step.log_ratio
+    ess_behavior = weight_sums(log_ratio).ess
+    ess_proximal = weight_sums(step.policy_logprobs - step.proximal_logprobs).ess
+    ess = torch.minimum(ess_behavior, ess_proximal).to(log_ratio.dtype)
+    log_mixture = mixture_logprobs(
+        step.behavior_logprobs, step.proximal_logprobs, 1 - ess_behavior, 1 - ess_proximal
+    ).to(log_ratio.dtype)
+    kl, kl_slope = mixture_kl(log_ratio, step.policy_logprobs - log_mixture, kl_estimator)
+    ratio = log_ratio.exp()
+    weight = torch.minimum(ratio, ess)
+    mean = token_mean(step)
+    return TokenLoss(
+        value=mean * (-weight * step.advantages * step.policy_logprobs + (1 - ess) * kl),
+        slope=mean * (-weight * step.advantages + (1 - ess) * kl_slope),
+        weight=weight,
+        cut=ratio > ess,
+        statistics={"ess_behavior": ess_behavior, "ess_proximal": ess_proximal, "kl": kl.mean()},
+    )
+
+
+def mixture_logprobs(behavior: Tensor, proximal: Tensor, behavior_share: Tensor, proximal_share: Tensor) -> Tensor:
+    """Log-probs of the mixture of two policies in these proportions, half and half where both are 0: [n], float64."""
+    fresh = behavior_share + proximal_share == 0
+    shares = torch.where(fresh, 0.5, torch.stack([behavior_share, proximal_share]))
+    log_shares = (shares / shares.sum()).log()
+    return torch.logaddexp(log_shares[0] + behavior.double(), log_shares[1] + proximal.double())
+
+
+def mixture_kl(log_ratio: Tensor, d: Tensor, estimator: KlEstimator) -> tuple[Tensor, Tensor]:
+    """The estimate and its derivative with respect to policy_logprobs, [n] each.
+
+    Args:
+        log_ratio: [n], policy - behavior, nats.
+        d: [n], policy - mixture, nats.
+        estimator: "unbiased" or "k3".
+
+    """
+    if estimator == "unbiased":
+        ratio = log_ratio.exp()
+        return ratio * (d - 1) + (log_ratio - d).exp(), ratio * d
+    return kl_value_and_slope(d, estimator)
