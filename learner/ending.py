@@ -20,7 +20,7 @@ def save_model(policy: PolicyModel, source: str, folder: Path) -> None:
     """Writes the model, with the tokenizer of the model that it began as, so that either all of it is there or none.
 
     Raises:
-        StoreError: the disk refused.
+        StoreError: the disk refused, or the tokenizer cannot be read again.
 
     """
     partial = folder.with_name(folder.name + ".partial")
@@ -31,7 +31,7 @@ def save_model(policy: PolicyModel, source: str, folder: Path) -> None:
         save_tokenizer(source, partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise StoreError(f"cannot write the trained model to {folder}: {error}") from error
 
 

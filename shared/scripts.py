@@ -10,6 +10,25 @@ local t = redis.call('time')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 """
 
+# Locals leases, clock and lease_ms. A lease runs out only while Redis answers: after a silence in which nobody could
+# renew, everybody gets one lease time of grace. Every request of every server keeps the clock going.
+_TICK = """
+local last = tonumber(redis.call('get', clock) or now)
+redis.call('set', clock, now)
+if now - last > lease_ms / 2 then
+  for _, index in ipairs(redis.call('zrangebyscore', leases, '-inf', now)) do
+    redis.call('zadd', leases, now + lease_ms, index)
+  end
+end
+"""
+
+# An entry as APPEND writes it; whatever else is in the stream was put there by somebody else.
+_OWN_ENTRY = """
+local function own(fields)
+  return #fields == 6 and fields[1] == 'group_id' and fields[3] == 'prompt_index'
+end
+"""
+
 _ALLOW_AT_MAXMEMORY = "redis.call('del', KEYS[1] .. ':never')\n"
 
 _CHECK_EPOCH = """
@@ -30,14 +49,10 @@ local phase = redis.call('hget', KEYS[10], 'phase')
 if phase == 'finished' or phase == 'failed' then return {phase} end
 if redis.call('hget', KEYS[9], 'paused') == '1' then return {'paused by the operator'} end
 
--- A lease runs out only while Redis answers: after a silence everybody gets one lease time of grace.
-local last = tonumber(redis.call('get', KEYS[8]) or now)
-redis.call('set', KEYS[8], now)
-if now - last > lease_ms / 2 then
-  for _, index in ipairs(redis.call('zrangebyscore', leases, '-inf', now)) do
-    redis.call('zadd', leases, now + lease_ms, index)
-  end
-end
+local clock = KEYS[8]
+"""
+    + _TICK
+    + """
 for _, index in ipairs(redis.call('zrangebyscore', leases, '-inf', now)) do
   redis.call('zrem', leases, index)
   redis.call('hdel', owners, index)
@@ -81,11 +96,15 @@ RENEW = (
     _ALLOW_AT_MAXMEMORY
     + _NOW
     + """
+local leases, clock, lease_ms = KEYS[2], KEYS[3], tonumber(ARGV[2])
+"""
+    + _TICK
+    + """
 local owned = redis.call('hgetall', KEYS[1])
 local renewed = 0
 for i = 1, #owned, 2 do
   if owned[i + 1] == ARGV[1] then
-    redis.call('zadd', KEYS[2], 'XX', now + tonumber(ARGV[2]), owned[i])
+    redis.call('zadd', leases, 'XX', now + lease_ms, owned[i])
     renewed = renewed + 1
   end
 end
@@ -162,15 +181,16 @@ return 1
 DELETE = (
     _ALLOW_AT_MAXMEMORY
     + _CHECK_EPOCH
+    + _OWN_ENTRY
     + """
 local freed = 0
 for i = 3, #ARGV do
   local entry = redis.call('xrange', KEYS[2], ARGV[i], ARGV[i])
-  if entry[1] then freed = freed + #entry[1][2][6] end
+  if entry[1] and own(entry[1][2]) then freed = freed + #entry[1][2][6] end
   redis.call('xack', KEYS[2], ARGV[2], ARGV[i])
   redis.call('xdel', KEYS[2], ARGV[i])
 end
-redis.call('decrby', KEYS[3], freed)
+if redis.call('decrby', KEYS[3], freed) < 0 then redis.call('set', KEYS[3], 0) end
 return freed
 """
 )
@@ -181,6 +201,7 @@ return freed
 RESTORE = (
     _ALLOW_AT_MAXMEMORY
     + _CHECK_EPOCH
+    + _OWN_ENTRY
     + """
 local known, unapplied, returned, entries, bytes = {}, 0, 0, 0, 0
 local cursor = tonumber(redis.call('get', KEYS[3]) or 0)
@@ -191,15 +212,22 @@ local function finished(index)
   return false
 end
 redis.call('del', KEYS[4], KEYS[5])
+for _, index in ipairs(redis.call('hkeys', KEYS[7])) do
+  known[tonumber(index)] = true
+  cursor = math.max(cursor, tonumber(index) + 1)
+end
+for i = 2, #ARGV, 2 do cursor = math.max(cursor, tonumber(ARGV[i + 1]) + 1) end
+local bound = cursor + 100000 -- beyond it, an index is no prompt of this run, even where the cursor was lost
 local start = '-'
 while true do
   local page = redis.call('xrange', KEYS[2], start, '+', 'COUNT', 64)
   for _, entry in ipairs(page) do
-    local index = tonumber(entry[2][4])
-    entries, bytes = entries + 1, bytes + #(entry[2][6] or '')
-    if index then
+    local index = own(entry[2]) and tonumber(entry[2][4])
+    entries = entries + 1
+    if index and index >= 0 and index < bound and index == math.floor(index) then
+      bytes = bytes + #entry[2][6]
       known[index] = true
-      if index >= cursor then cursor = index + 1 end
+      cursor = math.max(cursor, index + 1)
       if not finished(index) then
         unapplied = unapplied + redis.call('sadd', KEYS[5], string.format('%.0f', index))
       end
@@ -207,13 +235,6 @@ while true do
     start = '(' .. entry[1]
   end
   if #page == 0 then break end
-end
-for _, index in ipairs(redis.call('hkeys', KEYS[7])) do
-  known[tonumber(index)] = true
-  if tonumber(index) >= cursor then cursor = tonumber(index) + 1 end
-end
-for i = 2, #ARGV, 2 do
-  if tonumber(ARGV[i + 1]) >= cursor then cursor = tonumber(ARGV[i + 1]) + 1 end
 end
 local function give_out_again(first, last)
   for index = first, last do

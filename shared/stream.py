@@ -131,7 +131,9 @@ class GroupReader:
                 count=count,
                 block=None if pending else int(BLOCK_S * 1000),
             )
-        entries = [_entry(entry_id, fields) for _, items in answer or () for entry_id, fields in items if fields]
+            cursor = int(self._client.get(self._keys.cursor) or 0) if answer else 0
+        found = [(entry_id, fields) for _, items in answer or () for entry_id, fields in items if fields]
+        entries = [_entry(entry_id, fields, cursor) for entry_id, fields in found]
         if pending:
             last = [entry_id for _, items in answer or () for entry_id, _ in items]
             self._reread_from = last[-1].decode() if last else None
@@ -175,12 +177,14 @@ def backlog(client: Client, keys: Keys) -> Backlog:
     return Backlog(groups, unapplied, leased, int(size or 0), int(appended or 0), dead)
 
 
-def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    index = fields.get(b"prompt_index", b"-1")
+def _entry(entry_id: bytes, fields: dict[bytes, bytes], cursor: int) -> Entry:
+    """An entry; an index that was never given out is none."""
+    raw = fields.get(b"prompt_index", b"")
+    index = int(raw) if raw.isdigit() and len(raw) < 20 else -1
     return Entry(
         entry_id=entry_id.decode(),
         group_id=fields.get(b"group_id", b"").decode(errors="replace"),
-        prompt_index=int(index) if index.isdigit() else -1,
+        prompt_index=index if index < cursor else -1,
         payload=fields.get(PAYLOAD.encode(), b""),
         failure=fields.get(FAILURE.encode(), b"").decode(errors="replace"),
     )

@@ -186,6 +186,26 @@ def test_renewing_keeps_a_lease(client: Client, keys: Keys, reader: GroupReader)
     assert server(client, keys, "other").renew() == 0
 
 
+def test_leases_of_the_dead_return_although_the_living_only_renew(
+    client: Client, keys: Keys, reader: GroupReader
+) -> None:
+    """Renewals keep the clock going: without them, rare requests would look like a silence of Redis."""
+    short = replace(CREDIT, lease_s=0.4)
+    dead, alive = server(client, keys, "dead", short), server(client, keys, "alive", short)
+    assert dead.lease(3, 0).indices == (0, 1, 2)
+    alive.lease(1, 0)
+    deadline = time.monotonic() + 5
+    next_request = 0.0
+    while True:
+        alive.renew()
+        if time.monotonic() >= next_request:
+            if 0 in alive.lease(1, 0).indices:
+                break
+            next_request = time.monotonic() + 0.35
+        assert time.monotonic() < deadline, "the dead server's leases did not return"
+        time.sleep(0.05)
+
+
 def test_after_a_silence_of_redis_everybody_gets_one_lease_time_of_grace(
     client: Client, keys: Keys, reader: GroupReader
 ) -> None:

@@ -143,6 +143,30 @@ def test_dead_letters_keep_the_whole_entry_and_why(bench: Bench) -> None:
     assert backlog(bench.client, bench.keys).dead_letters == 1
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"group_id": "x"},
+        {"prompt_index": "9" * 30, "group_id": "t:0", "payload": "x"},
+        {"group_id": "t:7", "prompt_index": "7", "payload": "never leased"},
+        {"group_id": "t:1", "prompt_index": "9" * 12, "payload": "far beyond"},
+        {"something": "else", "entirely": "", "a": "b", "c": "d"},
+    ],
+)
+def test_what_somebody_else_put_into_the_stream_harms_nobody(bench: Bench, fields: dict[str, str]) -> None:
+    """It has no index, costs no byte credit, can be deleted, and does not move the cursor."""
+    reader = bench.reader()
+    bench.append(2, b"abc")
+    bench.client.xadd(bench.keys.groups, fields)
+    reader = bench.reader()
+    entries = reader.read(10)
+    assert [e.prompt_index for e in entries] in ([0, 1, -1], [0, 1, 7])
+    reader.delete([e.entry_id for e in entries])
+    after = backlog(bench.client, bench.keys)
+    assert (after.groups, after.bytes) == (0, 0)
+    assert max(bench.admission.lease(5, 0).indices) < 20
+
+
 def test_at_maxmemory_appends_wait_while_acknowledging_heartbeats_and_leases_go_on(own_redis: RedisServer) -> None:
     config: Config = load_config(None, [f"redis.url={own_redis.url}", "run.id=full"], {})
     client = connect(config)
