@@ -3,6 +3,7 @@
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
+FAST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m "not vllm and not system"
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -16,14 +17,15 @@ test: ## set up and run everything: format, lint, types, all tests (real Redis, 
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+	$(FAST) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "vllm or system" $(ARGS)
 
 check: ## the same without vLLM and whole systems, in under a minute
 	@deploy/setup.sh dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm and not system" $(ARGS)
+	$(FAST) $(ARGS)
 
 format: ## rewrite the code in the project's format
 	@deploy/setup.sh dev
