@@ -32,14 +32,15 @@ def main() -> int:
 def train(config: Config) -> int:
     """Runs the learner of a configuration. Raises ConfigError."""
     from shared.log import configure
+    from shared.redis_client import connect
 
     log = configure(config.run.id, "learner")
     stop = StopFlag().install()
+    client = connect(config)
 
     from learner.loop import Learner  # torch and transformers take seconds to load
     from learner.model import use_configured_threads
     from shared.metrics import LearnerMetrics, serve
-    from shared.redis_client import connect
 
     use_configured_threads()
     metrics = LearnerMetrics()
@@ -48,7 +49,7 @@ def train(config: Config) -> int:
     except OSError as error:
         raise ConfigError(f"metrics.host and metrics.port: cannot listen there: {error}") from None
     try:
-        Learner(config, connect(config), log, stop, metrics, address).run()
+        Learner(config, client, log, stop, metrics, address).run()
     except ConfigError:
         raise
     except TrustbatchError as error:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from shared.errors import DeadlineError, OutOfMemoryError, StreamError
+from shared.errors import AccessError, DeadlineError, OutOfMemoryError, StreamError
 from shared.log import Logger
 from shared.process import Deadline, StopFlag
 
@@ -39,11 +39,13 @@ class Patience:
         Raises:
             DeadlineError: Redis stayed away; names the purpose and the last error.
             StreamError: it is away and the process was asked to stop.
-            FencedError: at once.
+            FencedError, AccessError: at once.
 
         """
         try:
             return command()
+        except AccessError:
+            raise
         except StreamError as error:
             return self._again(purpose, command, error)
 
@@ -69,6 +71,8 @@ class Patience:
             try:
                 self._reopen()
                 return command()
+            except AccessError:
+                raise
             except StreamError as next_error:
                 error = next_error
         raise error

@@ -44,7 +44,7 @@ class Admitter:
                 self._broken.result()
             return await admitting
         finally:
-            admitting.cancel()
+            await end(admitting)
 
     @asynccontextmanager
     async def drained(self, deadline_s: float) -> AsyncIterator[None]:
@@ -148,6 +148,14 @@ class Admitter:
             self._parts.status.say(
                 "admission", reason if reason.startswith("paused") else f"waiting for {_long(reason)}"
             )
+
+
+async def end(task: asyncio.Future[Any]) -> None:
+    """Ends a task of which nothing is wanted any more; an error of its own is not the first, and not told again."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
 
 
 def _long(reason: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rollout.status import Status
-from shared.errors import OutOfMemoryError, StreamError
+from shared.errors import AccessError, OutOfMemoryError, StreamError
 from shared.log import Logger
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ class Patience:
 
         Raises:
             OutOfMemoryError: at once; how long to put up with that is the caller's affair.
+            AccessError: at once.
             StreamError: Redis has refused or not answered for OUTAGE_S.
 
         """
@@ -36,7 +37,7 @@ class Patience:
         while True:
             try:
                 result = await asyncio.to_thread(call)
-            except OutOfMemoryError:
+            except (AccessError, OutOfMemoryError):
                 raise
             except StreamError as error:
                 now = time.monotonic()

@@ -16,7 +16,7 @@ import functools
 from collections.abc import Coroutine
 from typing import Any
 
-from rollout.admit import Admitter
+from rollout.admit import Admitter, end
 from rollout.engines.base import Engine
 from rollout.environments.base import Environment
 from rollout.environments.loader import load_environment
@@ -140,8 +140,7 @@ class RolloutServer:
         """Admission first, so that nothing new begins; the engine last, since groups still need it."""
         parts = self._parts
         parts.status.say("stop", "stopping")
-        serving.cancel()
-        await asyncio.wait({serving})
+        await end(serving)
         if self._admitter is not None:
             await self._goodbye("return leases", self._admitter.stop(grace_s), grace_s + REDIS_GOODBYE_S)
         if self._follower is not None:
@@ -171,12 +170,11 @@ async def _first_of(*loops: Coroutine[Any, Any, str]) -> str:
     """Runs the loops until one of them ends; its result, or its error."""
     tasks = [asyncio.ensure_future(loop) for loop in loops]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(iter(done)).result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task.done()).result()
     finally:
         for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+            await end(task)
 
 
 async def _until_dead(engine: Engine) -> str:

@@ -13,15 +13,24 @@ from shared.types import Int32Array
 
 _ENCODING = threading.Lock()  # a fast tokenizer sets its options on itself while it encodes
 
+SAMPLE = "a 1"  # text that every tokenizer has tokens for
+
 
 def load_tokenizer(model_path: str) -> Any:
     """The tokenizer of a Hugging Face folder or hub name. Raises ConfigError."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model_path)
+        tokenizer = AutoTokenizer.from_pretrained(model_path)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model.path {model_path!r}: no tokenizer can be loaded from it: {error}") from error
+    # Where config.json names an architecture but no tokenizer file is there, transformers makes an empty one up.
+    if not tokenizer.encode(SAMPLE, add_special_tokens=False):
+        raise ConfigError(
+            f"model.path {model_path!r}: its tokenizer knows no token for {SAMPLE!r}; the folder must hold the model's "
+            "tokenizer files (tokenizer.json, tokenizer_config.json)"
+        )
+    return tokenizer
 
 
 def stop_token_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
@@ -61,4 +70,6 @@ def chat_prompt(
             return_dict=False,
             **(template_arguments or {}),
         )
+    if not ids:
+        raise ConfigError("model.path: the tokenizer's chat template makes an empty prompt of a question")
     return np.asarray(ids, dtype=np.int32)

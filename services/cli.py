@@ -61,14 +61,16 @@ def up(
         str | None,
         typer.Option(metavar="NAME", help="Name of the run and of its folder; default: run.id and the time."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this name, else the newest.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run of this name, else the newest, as it was started.")
+    ] = False,
 ) -> None:
     """Run the whole loop on this machine, from start to summary.
 
     Starts Redis, the control plane, the learner and the rollout servers, each as a process of its own.
     Shows progress until the run has finished, then leaves summary, plot and trained model in the run folder.
-    Ctrl-C stops every process within ten seconds; --resume goes on from the last checkpoint. Another terminal can
-    add a rollout server:
+    Ctrl-C stops every process within ten seconds; --resume goes on from the last checkpoint, with the settings that
+    the run was started with and what --set and the environment give now. Another terminal can add a rollout server:
 
     \b
       trustbatch rollout --config RUN_FOLDER/config.yaml --server-id r9

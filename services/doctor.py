@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,12 +13,13 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from services.launch import threads
 from services.redis_server import REMEDY, find_binary, shown
 from services.tiny_model import is_current
 from shared.config import Config
+from shared.config.models import ReasoningGymConfig
 from shared.errors import StreamError
 from shared.redis_client import connect, server_version
 
@@ -25,6 +27,16 @@ Level = Literal["ok", "warn", "fail"]
 LOW_DISK_GIB = 5
 PACKAGES = ("torch", "transformers", "safetensors", "redis", "fastapi", "uvicorn", "reasoning_gym", "matplotlib")
 ADD_ONS = ("torchvision", "torchaudio", "torchcodec")
+
+_CHECK_DATASET = """
+import json, sys
+from rollout.environments.questions import open_dataset
+from shared.errors import TrustbatchError
+try:
+    open_dataset(**json.load(sys.stdin))
+except TrustbatchError as error:
+    sys.exit(str(error))
+"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,8 @@ def examine(config: Config) -> Iterator[Finding]:
     yield from _engine(config)
     yield _device(config)
     yield _threads(config)
+    if isinstance(config.environment, ReasoningGymConfig):
+        yield _dataset(config.environment)
     yield _redis(config)
     yield _model(config)
     yield _disk(config)
@@ -118,6 +132,30 @@ def _device(config: Config) -> Finding:
 def _threads(config: Config) -> Finding:
     count, why = threads(config)
     return Finding("ok", "threads", f"{count} for each process ({why})")
+
+
+def _dataset(environment: ReasoningGymConfig) -> Finding:
+    problem = _rollout_says(_CHECK_DATASET, {"name": environment.dataset, "params": environment.params})
+    if problem:
+        return Finding("fail", "environment", problem, "correct environment; rollout servers refuse it")
+    return Finding("ok", "environment", f"{environment.dataset} of reasoning-gym")
+
+
+def _rollout_says(code: str, given: dict[str, Any]) -> str:
+    """Lets the rollout room's own check look, in a process of its own; '' where it has no objection."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            input=json.dumps(given),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"cannot be checked: {error}"
+    said = done.stderr.strip().splitlines() or [f"the check left with exit code {done.returncode}"]
+    return said[-1] if done.returncode else ""
 
 
 def _redis(config: Config) -> Finding:

@@ -12,6 +12,7 @@ from shared.config import Config
 from shared.errors import StreamError
 from shared.keys import Keys
 from shared.redis_client import Client, connect, translated
+from shared.types import group_id_for
 
 _PAGE = 64
 FACTS = "redis.json"
@@ -22,7 +23,7 @@ class RedisFacts:
     """What only Redis knows about a run."""
 
     appended: int  # groups that were ever acknowledged
-    in_stream: list[int]  # prompt indices of the entries that are still there; -1 where one has none
+    in_stream: list[int]  # prompt indices of the entries that are still there; -1 where one is not of this run
     dead_letters: list[int]  # likewise
     policy_version: int | None
     phase: str
@@ -49,8 +50,8 @@ def read_facts(client: Client, keys: Keys) -> RedisFacts:
     proofs = [member.values.get("proof_max_nats") for member in status.of_kind("rollout")]
     return RedisFacts(
         appended=status.backlog.appended,
-        in_stream=_indices(client, keys.groups),
-        dead_letters=_indices(client, keys.dead_letters),
+        in_stream=_indices(client, keys.groups, keys.run_id),
+        dead_letters=_indices(client, keys.dead_letters, keys.run_id),
         policy_version=status.latest.policy_version if status.latest else None,
         phase=status.phase,
         reason=status.reason,
@@ -72,7 +73,7 @@ def kept(folder: Path) -> RedisFacts | None:
         return None
 
 
-def _indices(client: Client, stream: str) -> list[int]:
+def _indices(client: Client, stream: str, run_id: str) -> list[int]:
     """The prompt index of every entry of a stream, page by page."""
     found: list[int] = []
     start = "-"
@@ -81,9 +82,11 @@ def _indices(client: Client, stream: str) -> list[int]:
             page = client.xrange(stream, min=start, count=_PAGE)
         if not page:
             return found
-        found += [_index(fields.get(b"prompt_index", b"-1")) for _, fields in page]
+        found += [_index(fields, run_id) for _, fields in page]
         start = "(" + page[-1][0].decode()
 
 
-def _index(raw: bytes) -> int:
-    return int(raw) if raw.isdigit() else -1
+def _index(fields: dict[bytes, bytes], run_id: str) -> int:
+    raw = fields.get(b"prompt_index", b"")
+    index = int(raw) if raw.isdigit() else -1
+    return index if fields.get(b"group_id", b"").decode(errors="replace") == group_id_for(run_id, index) else -1

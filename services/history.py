@@ -17,15 +17,16 @@ class History:
     """What a run folder tells about its run."""
 
     rows: list[Row]  # StepRecords of the surviving lineage, by step
-    abandoned: int  # records of steps that a restored checkpoint took back
+    abandoned: int  # records of optimizer steps that a restored checkpoint took back
     evaluations: list[Row]  # EvaluationResults, by policy_version
     dropped: list[Row]  # Dropped groups, one for each
     torn: int  # lines that could not be read (a killed process's last ones)
 
 
 def read_history(folder: Path) -> History:
-    """Reads history.jsonl, evaluations.jsonl and dropped.jsonl; a missing file is an empty one."""
+    """Reads history.jsonl, what was taken out of it, evaluations.jsonl and dropped.jsonl; missing is empty."""
     rows, torn_rows = read_lines(folder / "history.jsonl")
+    taken_back, torn_taken_back = read_lines(folder / "history.abandoned.jsonl")
     evaluations, torn_evaluations = read_lines(folder / "evaluations.jsonl")
     dropped, torn_dropped = read_lines(folder / "dropped.jsonl")
     lineage = surviving(rows)
@@ -35,10 +36,10 @@ def read_history(folder: Path) -> History:
     }
     return History(
         rows=lineage,
-        abandoned=len(rows) - len(lineage),
+        abandoned=len(rows) - len(lineage) + sum(1 for row in taken_back if not row.get("skipped")),
         evaluations=[by_version[version] for version in sorted(by_version)],
         dropped=list(by_index.values()),
-        torn=torn_rows + torn_evaluations + torn_dropped,
+        torn=torn_rows + torn_taken_back + torn_evaluations + torn_dropped,
     )
 
 

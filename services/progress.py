@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +14,8 @@ from services.history import extend
 from services.status import RunStatus
 from shared.config import Config
 
+STALL_S = 5.0  # without a step, unless steps themselves take that long
+STALL_STEPS = 3
 WINDOW = 30  # steps over which speeds are averaged
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -33,6 +36,7 @@ class Progress:
     tokens_per_s: float | None  # trained
     eta_s: float | None
     backlog_groups: int
+    stalled_s: float | None = None  # age of the newest step, where it is older than the pace explains
 
 
 class Tracker:
@@ -57,13 +61,14 @@ class Tracker:
         for row in rows:
             extend(self._rows, row)
 
-    def progress(self, status: RunStatus) -> Progress:
-        """The numbers to show now."""
+    def progress(self, status: RunStatus, now: float | None = None) -> Progress:
+        """The numbers to show now (unix seconds)."""
         last = self._rows[-1] if self._rows else {}
         recent = self._rows[-WINDOW:]
         steps = self._config.learner.steps
         evaluations = status.evaluations
         step_s = seconds_per_step(recent)
+        stalled_s = _stalled(last, step_s, time.time() if now is None else now)
         return Progress(
             step=self.last_step,
             steps=steps,
@@ -75,8 +80,9 @@ class Tracker:
             staleness_mean=last.get("staleness_mean"),
             staleness_max=last.get("staleness_max"),
             tokens_per_s=tokens_per_second(recent),
-            eta_s=None if step_s is None else step_s * max(0, steps - self.last_step),
+            eta_s=None if step_s is None or stalled_s is not None else step_s * max(0, steps - self.last_step),
             backlog_groups=status.backlog.unapplied,
+            stalled_s=stalled_s,
         )
 
 
@@ -84,6 +90,11 @@ def seconds_per_step(rows: Sequence[dict[str, Any]]) -> float | None:
     """Median time between steps, so that a pause does not count; None where there are not two."""
     gaps = [max(0.0, float(b["at"] - a["at"])) for a, b in pairwise(rows) if b["step"] > a["step"]]
     return median(gaps) if gaps else None
+
+
+def _stalled(last: dict[str, Any], step_s: float | None, now: float) -> float | None:
+    age = now - float(last.get("at", now))
+    return age if age > max(STALL_S, STALL_STEPS * (step_s or 0.0)) else None
 
 
 def tokens_per_second(rows: Sequence[dict[str, Any]]) -> float | None:

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,15 @@ ENDS = 10  # steps whose mean is the reward at the start and at the end
 
 
 @dataclass(frozen=True)
+class Life:
+    """What the supervisor knows of a run that has just ended."""
+
+    wall_seconds: float  # of all its starts, start-up included
+    reason: str  # why it ended, which the supervisor knows better than the learner
+    proof_max_nats: float | None = None  # largest that its rollout servers have reported
+
+
+@dataclass(frozen=True)
 class Delivery:
     """Where every acknowledged group is."""
 
@@ -29,10 +38,11 @@ class Delivery:
     ended: int  # dropped or dead-lettered, and not applied
     waiting: int | None  # in the stream, neither applied nor ended
     lost: int | None  # acknowledged, and nowhere
+    unaccounted: int | None  # applied, ended or waiting beyond what was acknowledged: `lost` may be short by these
 
 
 def write_report(
-    folder: Path, run_id: str, facts: RedisFacts | None = None, wall_seconds: float | None = None, reason: str = ""
+    folder: Path, run_id: str, facts: RedisFacts | None = None, life: Life | None = None
 ) -> dict[str, Any]:
     """Writes summary.json and plot.png into the run folder and returns the summary.
 
@@ -40,8 +50,7 @@ def write_report(
         folder: the run folder.
         run_id: the run's name.
         facts: what Redis says; None takes what an earlier report kept, if there is one.
-        wall_seconds: start-up included; None takes the earlier report's, else the time from first to last step.
-        reason: why the run ended, where the supervisor knows better than the learner.
+        life: what the supervisor knows; None takes the earlier report's, else the time from first to last step.
 
     Raises:
         StoreError: the folder cannot be written to.
@@ -50,13 +59,18 @@ def write_report(
     from services.plot import draw_plot
 
     history = read_history(folder)
-    earlier = _earlier(folder)
-    if facts is None:
-        facts = kept(folder)
-        reason = reason or earlier.get("finished_reason", "")
+    earlier, before = _earlier(folder), kept(folder)
+    reason = life.reason if life else earlier.get("finished_reason", "") if facts is None else ""
+    facts = facts or before
+    if facts is not None:
+        proofs = [known.proof_max_nats for known in (facts, before, life) if known is not None]
+        facts = replace(facts, proof_max_nats=_most(proofs))
     summary = summarize(run_id, history, facts)
-    summary["wall_seconds"] = _first(wall_seconds, earlier.get("wall_seconds"), summary["wall_seconds"])
+    wall_seconds = life.wall_seconds if life else earlier.get("wall_seconds")
+    summary["wall_seconds"] = _first(wall_seconds, summary["wall_seconds"])
     summary["finished_reason"] = reason or summary["finished_reason"]
+    if life is not None:
+        summary["numerics_floor_max_nats"] = _most([summary["numerics_floor_max_nats"], life.proof_max_nats])
     try:
         if facts is not None:
             keep(facts, folder)
@@ -67,6 +81,16 @@ def write_report(
     except OSError as error:
         raise StoreError(f"the report cannot be written to {folder}: {error}") from error
     return summary
+
+
+def lived(folder: Path) -> float:
+    """Seconds that earlier starts of a run took: what was reported, and the steps that came after the report."""
+    try:
+        reported_at = (folder / SUMMARY).stat().st_mtime
+    except OSError:
+        reported_at = 0.0
+    later = [row["at"] for row in read_history(folder).rows if row["at"] > reported_at]
+    return float(_earlier(folder).get("wall_seconds") or 0.0) + (max(later) - min(later) if later else 0.0)
 
 
 def summarize(run_id: str, history: History, facts: RedisFacts | None) -> dict[str, Any]:
@@ -88,6 +112,7 @@ def summarize(run_id: str, history: History, facts: RedisFacts | None) -> dict[s
         "groups_applied": delivered.applied,
         "groups_applied_twice": delivered.applied_twice,
         "groups_lost": delivered.lost,
+        "groups_unaccounted": delivered.unaccounted,
         "groups_waiting": delivered.waiting,
         "groups_dropped": _dropped(history),
         "token_ess_min": _least(row["token_ess"] for row in rows),
@@ -109,28 +134,30 @@ def summarize(run_id: str, history: History, facts: RedisFacts | None) -> dict[s
 def account(history: History, facts: RedisFacts | None) -> Delivery:
     """Follows every acknowledged group to where it ended.
 
-        lost = appended - applied - ended - waiting
+        lost - unaccounted = appended - applied - ended - waiting
 
     Applied groups are counted from the surviving history, not from the learner's ledger; ended ones are
-    those dropped or dead-lettered; waiting ones are in the stream and neither.
+    those dropped or dead-lettered; waiting ones are in the stream and neither. Entries without an index of this
+    run were put there by somebody else: nobody has acknowledged them, so they end no acknowledged group.
     """
     counts = applied_counts(history.rows)
     applied = set(counts)
     gone = [row["prompt_index"] for row in history.dropped]
     dead = facts.dead_letters if facts else []
     ended = (set(gone) | set(dead)) - applied - {-1}
-    nameless = max(gone.count(-1), dead.count(-1))
-    waiting = lost = None
+    waiting = lost = unaccounted = None
     if facts is not None:
         waiting = len([i for i in facts.in_stream if i >= 0 and i not in applied and i not in ended])
-        lost = max(0, facts.appended - len(applied) - len(ended) - nameless - waiting)
+        balance = facts.appended - len(applied) - len(ended) - waiting
+        lost, unaccounted = max(0, balance), max(0, -balance)
     return Delivery(
         appended=facts.appended if facts else None,
         applied=len(applied),
         applied_twice=sum(1 for times in counts.values() if times > 1),
-        ended=len(ended) + nameless,
+        ended=len(ended),
         waiting=waiting,
         lost=lost,
+        unaccounted=unaccounted,
     )
 
 

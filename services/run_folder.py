@@ -2,7 +2,7 @@
 
 Every `trustbatch up` is a run of its own: the file's run.id and run.folder with the time appended
 (runs/demo -> runs/demo-20261120-153000), unless the operator names it. `--resume` goes on with the run that
-the configuration names, else with the newest one that was started from it.
+the configuration names, else with the newest one that was started from it, and with the settings stored there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from shared.config import Config
-from shared.config.load import dump_config
+from shared.config.load import dump_config, load_config
 from shared.config.models import RunConfig
 from shared.errors import ConfigError, DeadlineError
 from shared.process import Deadline
@@ -41,16 +42,34 @@ def stamped(config: Config, now: datetime) -> Config:
     return _placed(config, f"{config.run.id}-{stamp}", config.run.folder.with_name(f"{config.run.folder.name}-{stamp}"))
 
 
-def to_resume(config: Config) -> Config:
-    """The configuration of the run to go on with. Raises ConfigError where there is none."""
-    folder = config.run.folder
+def to_resume(config: Config, overrides: Sequence[str] = (), environ: dict[str, str] | None = None) -> Config:
+    """The configuration of the run to go on with: the one it was started with, and what is given now.
+
+    Args:
+        config: where to look for the run; of its settings only redis.password counts, which no run stores.
+        overrides: what --set gives now.
+        environ: what the environment gives now; defaults to os.environ.
+
+    Raises:
+        ConfigError: there is no such run, or what it was started with cannot be used any more.
+
+    """
+    folder = _to_resume(config.run.folder)
+    stored = load_config(folder / CONFIG, overrides, environ)
+    if stored.redis.password is None:
+        redis = stored.redis.model_copy(update={"password": config.redis.password})
+        stored = stored.model_copy(update={"redis": redis})
+    return _placed(stored, _recorded_id(folder) or config.run.id, folder)
+
+
+def _to_resume(folder: Path) -> Path:
     if (folder / CONFIG).is_file():
-        return _placed(config, _recorded_id(folder) or config.run.id, folder)
+        return folder
     siblings = folder.parent.glob(f"{folder.name}-*") if folder.parent.is_dir() else ()
     runs = sorted(path for path in siblings if _STAMPED.search(path.name) and (path / CONFIG).is_file())
     if not runs:
         raise ConfigError(f"--resume: there is no run in {folder} or {folder}-<time>; leave --resume away to start one")
-    return _placed(config, _recorded_id(runs[-1]) or config.run.id, runs[-1])
+    return runs[-1]
 
 
 def create(config: Config) -> None:

@@ -10,17 +10,16 @@ heartbeats say, and ends the run when the learner has finished, when somebody as
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from services import launch, run_folder, tiny_model
-from services.children import Child, death_notice, start, stop_in_order
+from services.children import Child, start, stop_in_order
 from services.facts import RedisFacts, ask_facts
+from services.outcome import ChildDied, Outcome, stopped
 from services.redis_server import RedisServer, shown, start_redis, with_url
-from services.report import write_report
+from services.report import Life, lived, write_report
 from services.terminal import Screen
 from services.watch import Watch
 from shared.config import Config
@@ -35,24 +34,12 @@ NAP_S = 0.1
 STAGE_S = 2.5  # what each stage has for itself before the next is asked to stop too
 STOP_S = 7.0  # from the first request to the last resort
 REDIS_STOP_S = 1.5
+LEARNER_END_S = 10.0  # a learner that has failed says so before its process ends
 AGAIN_S = 0.7  # a second request to stop, this much later than the first, means at once
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    exit_code: int
-    reason: str
-    summary: dict[str, Any] | None = None
 
 
 class _Stopped(Exception):
     """The operator asked to stop while something was waited for."""
-
-
-class ChildDied(TrustbatchError):
-    """A process of the run ended although nobody had asked it to."""
 
 
 class Supervisor:
@@ -77,6 +64,7 @@ class Supervisor:
         self._asked_at: float | None = None
         self._hurry = False
         self._proof_max_nats: float | None = None  # rollout servers that have left in order cannot be asked any more
+        self._lived_s = 0.0  # what earlier starts of this run took
         stop.on_stop(self._asked_to_stop)
 
     def run(self) -> Outcome:
@@ -87,7 +75,9 @@ class Supervisor:
                 self._start(() if lock is None else (lock,))
                 outcome = self._watch()
             except _Stopped:
-                outcome = self._stopped()
+                outcome = stopped(self._stop.reason, self._config)
+            except ChildDied as error:
+                outcome = Outcome(1, str(error), short=error.short)
             except TrustbatchError as error:
                 outcome = Outcome(1, str(error))
             finally:
@@ -100,6 +90,8 @@ class Supervisor:
 
     # -- start ----------------------------------------------------------------------------------
     def _start(self, keep_open: Sequence[int]) -> None:
+        if self._resumed:
+            self._lived_s = lived(self._config.run.folder)
         config = self._config = self._with_redis(keep_open)
         config_file = run_folder.write_config(config)
         self._reset_state()
@@ -149,7 +141,7 @@ class Supervisor:
                 self._screen.say(f"          {newest}")
             time.sleep(NAP_S)
         if child.exit_code() != 0:
-            raise ChildDied(death_notice([child]))
+            raise ChildDied.of([child])
         self._children.remove(child)
 
     # -- watch ----------------------------------------------------------------------------------
@@ -176,10 +168,12 @@ class Supervisor:
         ended = [child for child in self._all() if child.exit_code() is not None]
         if not ended:
             return None
+        phase, reason = watch.phase()
+        if phase == "failed":
+            raise self._learner_failed(reason)
         dead = [child for child in ended if child.exit_code() != 0 or child.name in (launch.CONTROL_PLANE, "redis")]
         if dead:
-            raise ChildDied(death_notice(dead))
-        phase, reason = watch.phase()
+            raise ChildDied.of(dead)
         if any(child.name == launch.LEARNER for child in ended):
             if phase == "finished":
                 return Outcome(0, f"finished: {reason}" if reason else "finished")
@@ -191,6 +185,15 @@ class Supervisor:
             return Outcome(1, "the last rollout server has left: nobody draws groups any more")
         return None
 
+    def _learner_failed(self, reason: str) -> ChildDied:
+        """The others leave as soon as the learner has failed, which may be before its own process ends."""
+        learner = [child for child in self._children if child.name == launch.LEARNER]
+        ends = time.monotonic() + LEARNER_END_S
+        while any(child.exit_code() is None for child in learner) and time.monotonic() < ends:
+            self._check_stop()
+            time.sleep(NAP_S)
+        return ChildDied.of(learner, f"the learner has failed: {reason}")
+
     def _has_rollouts(self, watch: Watch) -> bool:
         return any(child.name.startswith("rollout:") for child in self._children) or watch.living_rollouts() > 0
 
@@ -200,10 +203,6 @@ class Supervisor:
     def _check_stop(self) -> None:
         if self._stop:
             raise _Stopped
-
-    def _stopped(self) -> Outcome:
-        signum = signal.Signals[self._stop.reason]
-        return Outcome(128 + signum, f"stopped by {signum.name}; `--resume` goes on with it")
 
     # -- stop -----------------------------------------------------------------------------------
     def _asked_to_stop(self) -> None:
@@ -220,8 +219,7 @@ class Supervisor:
         try:
             for name in stop_in_order(self._stages(), STAGE_S, STOP_S, hurry=lambda: self._hurry):
                 self._screen.say(f"{name} did not stop in time and was killed")
-            facts = ask_facts(self._config, timeout_s=1.0)
-            return replace(facts, proof_max_nats=self._proof_max_nats) if facts else None
+            return ask_facts(self._config, timeout_s=1.0)
         finally:
             if self._redis is not None:
                 self._redis.stop(REDIS_STOP_S)
@@ -236,11 +234,14 @@ class Supervisor:
         folder = self._config.run.folder
         if not (folder / "history.jsonl").exists():
             return outcome
-        wall = time.monotonic() - self._began
-        reason = outcome.reason.splitlines()[0]
+        life = Life(
+            wall_seconds=self._lived_s + time.monotonic() - self._began,
+            reason=outcome.short or outcome.reason.splitlines()[0],
+            proof_max_nats=self._proof_max_nats,
+        )
         try:
-            summary = write_report(folder, self._config.run.id, facts, wall_seconds=wall, reason=reason)
+            summary = write_report(folder, self._config.run.id, facts, life)
         except TrustbatchError as error:
             self._screen.say(f"report    {error}")
             return outcome
-        return Outcome(outcome.exit_code, outcome.reason, summary)
+        return replace(outcome, summary=summary)

@@ -42,6 +42,7 @@ class View:
     dashboard: str  # '' until it is known
     metrics: Sequence[str]
     elapsed_s: float
+    advice: str = ""  # what the operator has to do for the run to go on
 
 
 class Screen(Protocol):
@@ -119,16 +120,19 @@ class PlainScreen:
 def line(view: View) -> str:
     """The view in one line."""
     clock = f"[{duration(view.elapsed_s)}]"
+    advice = f"  {view.advice}" if view.advice else ""
     p = view.progress
     if p is None:
         doing = "; ".join(f"{row.name}: {row.state} ({duration(row.seconds)})" for row in view.processes)
-        return f"{clock} starting  {doing}"
-    return f"{clock} step {p.step}/{p.steps}  " + "  ".join(f"{name} {value}" for name, value in _numbers(p))
+        return f"{clock} starting  {doing}{advice}"
+    numbers = "  ".join(f"{name} {value}" for name, value in [*_numbers(p), _pace(p)])
+    return f"{clock} step {p.step}/{p.steps}  {numbers}{advice}"
 
 
 def draw(view: View) -> RenderableType:
     """The view as a panel."""
-    parts: list[RenderableType] = [Text(view.verdict.sentence, style=f"bold {_COLOURS[view.verdict.level]}"), Text()]
+    parts: list[RenderableType] = [Text(view.verdict.sentence, style=f"bold {_COLOURS[view.verdict.level]}")]
+    parts += [Text(view.advice, style="bold"), Text()] if view.advice else [Text()]
     if view.progress is not None:
         parts += [_bar(view.progress), _grid(view.progress), Text()]
     parts += [_processes(view.processes)]
@@ -148,7 +152,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.add_row("run", summary["run_id"])
     table.add_row("ended", summary["finished_reason"])
     for name, keys in _SUMMARY.items():
-        table.add_row(name, " → ".join(_shown(summary.get(key)) for key in keys))
+        between = " / " if "/" in name else " → "
+        table.add_row(name, between.join(_shown(summary.get(key)) for key in keys))
     table.add_row("wall time", duration(summary["wall_seconds"]))
     return table
 
@@ -164,6 +169,7 @@ _SUMMARY: dict[str, tuple[str, ...]] = {
     "numerics floor (nats)": ("numerics_floor_max_nats",),
     "groups applied": ("groups_applied",),
     "groups lost": ("groups_lost",),
+    "groups beyond those acknowledged": ("groups_unaccounted",),
     "groups applied twice": ("groups_applied_twice",),
     "groups dropped": ("groups_dropped",),
     "tokens trained": ("tokens_trained",),
@@ -190,7 +196,6 @@ def _numbers(p: Progress) -> list[tuple[str, str]]:
         ("staleness", staleness),
         ("tokens/s", "-" if p.tokens_per_s is None else f"{p.tokens_per_s:,.0f}"),
         ("backlog", str(p.backlog_groups)),
-        ("ETA", duration(p.eta_s)),
     ]
 
 
@@ -201,12 +206,13 @@ def _fixed(value: float | None, digits: int = 3) -> str:
 def _bar(p: Progress) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=p.steps, completed=p.step, width=40, complete_style="cyan")
-    grid.add_row(f"step {p.step} / {p.steps}", bar, _eta(p))
+    grid.add_row(f"step {p.step} / {p.steps}", bar, " ".join(_pace(p)))
     return grid
 
 
-def _eta(p: Progress) -> str:
-    return "" if p.eta_s is None else f"ETA {duration(p.eta_s)}"
+def _pace(p: Progress) -> tuple[str, str]:
+    """When the run will be over, or how long nothing has happened."""
+    return ("ETA", duration(p.eta_s)) if p.stalled_s is None else ("last step", f"{duration(p.stalled_s)} ago")
 
 
 def _grid(p: Progress) -> RenderableType:

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from services import run_folder
 from services.facts import ask_facts
+from services.outcome import Outcome
 from services.report import PLOT, SUMMARY, write_report
-from services.supervisor import Outcome, Supervisor
+from services.supervisor import Supervisor
 from services.terminal import open_screen, summary_table
 from shared.config import Config, load_config, parse_overrides
 from shared.config.load import ENV_PREFIX
@@ -26,7 +27,12 @@ def run_up(file: Path | None, overrides: Sequence[str], name: str | None, resume
     """Runs everything on this machine; returns the exit code. Raises ConfigError before anything is started."""
     stop = StopFlag().install()
     console, errors = Console(), Console(stderr=True)
-    config = which_run(load_config(file, overrides), name, resume, placed_by_hand(overrides))
+    config = load_config(file, overrides)
+    if resume:
+        config = run_folder.to_resume(config if name is None else run_folder.named(config, name), overrides)
+    else:
+        config = which_run(config, name, placed_by_hand(overrides))
+    check_ports(config)
     if not resume:
         run_folder.create(config)
     screen = open_screen(console)
@@ -36,25 +42,22 @@ def run_up(file: Path | None, overrides: Sequence[str], name: str | None, resume
     return outcome.exit_code
 
 
-def which_run(config: Config, name: str | None, resume: bool, by_hand: bool, now: datetime | None = None) -> Config:
-    """The configuration with the run's final name and folder.
+def which_run(config: Config, name: str | None, by_hand: bool, now: datetime | None = None) -> Config:
+    """The configuration with the new run's final name and folder.
 
     Args:
         config: as loaded.
         name: given by --name.
-        resume: go on with an existing run instead of making a new one.
         by_hand: run.id or run.folder were given by --set or by the environment, and are meant literally.
         now: the time that a new run's name carries.
 
     Raises:
-        ConfigError: nothing to resume, or a name that cannot be one.
+        ConfigError: a name that cannot be one.
 
     """
     if name is not None:
-        config = run_folder.named(config, name)
-    if resume:
-        return run_folder.to_resume(config)
-    if name is not None or by_hand:
+        return run_folder.named(config, name)
+    if by_hand:
         return config
     return run_folder.stamped(config, now or datetime.now().astimezone())
 
@@ -66,6 +69,20 @@ def placed_by_hand(overrides: Sequence[str], environ: Mapping[str, str] = os.env
         name.removeprefix(ENV_PREFIX).lower().replace("__", ".") for name in environ if name[:12] == ENV_PREFIX
     }
     return any(key in given | variables for key in _PLACE)
+
+
+def check_ports(config: Config) -> None:
+    """Refuses ports that two processes of this machine would both listen on. Raises ConfigError."""
+    port = config.metrics.port
+    if port and config.rollout.servers:
+        raise ConfigError(
+            f"metrics.port is {port}, but the learner and every rollout server on this machine need one each: "
+            "set metrics.port to 0, and each takes a free one, which the control plane shows"
+        )
+    if port and port == config.control_plane.port:
+        raise ConfigError(
+            f"metrics.port and control_plane.port are both {port}, on one machine: set metrics.port to 0 for a free one"
+        )
 
 
 def report_on(folder: Path) -> None:

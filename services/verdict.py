@@ -60,6 +60,8 @@ def _starting(status: RunStatus) -> Verdict:
     waiting = [f"{member.component} ({member.state})" for member in working if member.state]
     if not waiting:
         return Verdict("idle", "Starting: neither learner nor rollout server has reported yet.")
+    if not any(member.kind == "rollout" for member in working):
+        waiting.append("no rollout server is there yet")
     return Verdict("idle", f"Starting: {'; '.join(waiting)}.")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 
 from services import launch
 from services.children import Child
 from services.progress import Tracker
+from services.run_folder import CONFIG
 from services.status import Member, RunStatus, read_status
 from services.terminal import ProcessLine, View
 from services.verdict import Verdict, verdict
@@ -57,6 +59,7 @@ class Watch:
             dashboard=self._dashboard(status),
             metrics=self._metrics(status),
             elapsed_s=time.monotonic() - self._began,
+            advice=self._advice(status),
         )
 
     def phase(self) -> tuple[str, str]:
@@ -82,6 +85,14 @@ class Watch:
         self._status = status
         proofs = [member.values.get("proof_max_nats") for member in status.of_kind("rollout")]
         self.proof_max_nats = max((p for p in [*proofs, self.proof_max_nats] if p is not None), default=None)
+
+    def _advice(self, status: RunStatus | None) -> str:
+        """How to start a rollout server, where none was asked for and none has come."""
+        mine = any(child.name.startswith("rollout:") for child in self._children)
+        if mine or (status is not None and any(member.alive for member in status.of_kind("rollout"))):
+            return ""
+        file = shlex.quote(str(self._config.run.folder / CONFIG))
+        return f"There is no rollout server; start one: trustbatch rollout --config {file} --server-id r0"
 
     def _processes(self, status: RunStatus | None) -> list[ProcessLine]:
         ours = [self._line(child, self._member(child, status)) for child in self._children]

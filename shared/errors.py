@@ -6,7 +6,8 @@ TrustbatchError
 |   |-- SchemaVersionError a newer major version than this reader knows
 |   `-- SizeLimitError     larger than the reader is willing to allocate
 |-- StreamError            Redis refused, or the stream is not as this run left it
-|   `-- OutOfMemoryError   Redis is at its memory limit: back-pressure, not failure
+|   |-- OutOfMemoryError   Redis is at its memory limit: back-pressure, not failure
+|   `-- AccessError        Redis refuses user or password: a ConfigError too, never waited out
 |-- StoreError             a policy version that is missing, torn or altered
 |-- CheckpointError        a checkpoint that is missing, torn or altered
 |-- FencedError            another learner took over this run
@@ -50,6 +51,10 @@ class StreamError(TrustbatchError):
 
 class OutOfMemoryError(StreamError):
     """Redis is at `maxmemory`. The writer waits and tries again: this is back-pressure."""
+
+
+class AccessError(ConfigError, StreamError):
+    """Redis refuses redis.username or redis.password. Waiting does not help, so it is no outage."""
 
 
 class StoreError(TrustbatchError):

@@ -10,7 +10,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from shared.errors import FencedError, OutOfMemoryError, StreamError
+from shared.errors import AccessError, ConfigError, FencedError, OutOfMemoryError, StreamError
 
 if TYPE_CHECKING:
     from shared.config import Config
@@ -23,13 +23,18 @@ Client = Any  # redis.Redis: redis-py's annotations are unions of its bytes, str
 
 
 def connect(config: Config, timeout_s: float = SOCKET_TIMEOUT_S) -> Client:
-    """A client for the configured Redis; connects at first use, waits at most timeout_s for an answer.
+    """A client for the configured Redis; waits at most timeout_s for an answer.
 
+    Asks once whether Redis lets it in; that it does not answer (yet) is for the first command to meet.
     Commands are never sent twice behind the caller's back: after a lost connection nobody can know
     whether an append was applied, and the caller's scripts are the ones made to be repeated.
+
+    Raises:
+        ConfigError: redis.url is not set, or (AccessError) Redis refuses redis.username or redis.password.
+
     """
     if config.redis.url is None:
-        raise StreamError("redis.url is not set; set it, or use `trustbatch up`, which starts a Redis of its own")
+        raise ConfigError("redis.url is not set; set it, or use `trustbatch up`, which starts a Redis of its own")
     password = config.redis.password.get_secret_value() if config.redis.password else None
     credentials: dict[str, Any] = {}
     if config.redis.username:
@@ -45,6 +50,14 @@ def connect(config: Config, timeout_s: float = SOCKET_TIMEOUT_S) -> Client:
         retry=Retry(NoBackoff(), 0),
         **credentials,
     )
+    try:
+        with translated():
+            client.ping()
+    except AccessError:
+        client.close()
+        raise
+    except StreamError:
+        pass  # not there yet, or away: what waits for it says so
     return client
 
 
@@ -55,6 +68,11 @@ def translated() -> Iterator[None]:
         yield
     except redis.OutOfMemoryError as error:
         raise OutOfMemoryError(f"Redis is at maxmemory: {error}") from error
+    except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+        raise AccessError(
+            f"Redis refuses redis.username and redis.password ({error}): correct them; the password is best given by "
+            "the environment variable TRUSTBATCH__REDIS__PASSWORD"
+        ) from error
     except redis.ResponseError as error:
         if "FENCED" in str(error):
             raise FencedError("another learner has taken over this run; this one stops without writing") from error

@@ -10,8 +10,8 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from rollout.engines.vllm_output import check_logprobs
-from rollout.sampling import MIN_TEMPERATURE
 from shared.errors import EngineError, SamplingError
+from shared.sampling import MIN_TEMPERATURE
 from shared.types import Float32Array, Int32Array, SamplingSettings
 
 

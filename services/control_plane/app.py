@@ -140,13 +140,13 @@ def _add_api(app: FastAPI) -> None:
         rows = here.control.history(last=last)
         return schemas.History(steps=[schemas.Step.model_validate(row) for row in rows])
 
-    @app.post("/v1/pause", tags=["operator"], summary="Stand still")
-    def pause(here: Here, same_site: problems.SameSite) -> schemas.Paused:
+    @app.post("/v1/pause", tags=["operator"], summary="Stand still", responses=problems.WISHES)
+    def pause(here: Here, same_site: problems.SameSite, no_body: problems.NoBody) -> schemas.Paused:
         """Nobody draws or trains until `/v1/resume`; what is being generated is finished. May be repeated."""
         return _wish(here, paused=True)
 
-    @app.post("/v1/resume", tags=["operator"], summary="Go on")
-    def resume(here: Here, same_site: problems.SameSite) -> schemas.Paused:
+    @app.post("/v1/resume", tags=["operator"], summary="Go on", responses=problems.WISHES)
+    def resume(here: Here, same_site: problems.SameSite, no_body: problems.NoBody) -> schemas.Paused:
         """Ends a pause. May be repeated."""
         return _wish(here, paused=False)
 

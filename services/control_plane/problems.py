@@ -22,6 +22,11 @@ DESCRIBED: dict[int | str, dict[str, Any]] = {
     503: {"model": Problem, "description": "Redis does not answer; ask again."},
 }
 
+WISHES: dict[int | str, dict[str, Any]] = {
+    403: {"model": Problem, "description": "The request came from another site's page."},
+    422: {"model": Problem, "description": "A parameter or a body was given; there are none."},
+}
+
 
 class ForeignSiteError(Exception):
     """A browser sent a request that changes something from a page of another site."""
@@ -48,12 +53,22 @@ def refuse_unknown_parameters(request: Request) -> None:
 
 def refuse_other_sites(request: Request) -> None:
     """Another site's page in the operator's browser must not be able to change the run."""
-    if request.headers.get("sec-fetch-site") == "cross-site":
+    origin = request.headers.get("origin")
+    host = request.headers.get("host", "")
+    foreign = origin is not None and origin.lower().partition("://")[2] != host.lower()
+    if foreign or request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
         raise ForeignSiteError
+
+
+def refuse_body(request: Request) -> None:
+    """A wish that would be ignored is an error, not silence."""
+    if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
+        raise HTTPException(422, f"{request.url.path} takes no body; send the request without one")
 
 
 KnownParameters = Annotated[None, Depends(refuse_unknown_parameters)]
 SameSite = Annotated[None, Depends(refuse_other_sites)]
+NoBody = Annotated[None, Depends(refuse_body)]
 
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
+from shared.config.explain import cut, explain
 from shared.config.models import Config
 from shared.errors import ConfigError
 
@@ -39,7 +39,7 @@ def load_config(
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_explain(error, path)) from None
+        raise ConfigError(explain(error, path)) from None
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
@@ -48,7 +48,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator or not key.strip():
-            raise ConfigError(f"--set {item!r}: write it as key.subkey=value, for example learner.steps=200")
+            raise ConfigError(f"--set {cut(repr(item))}: write it as key.subkey=value, for example learner.steps=200")
         pairs.append((key.strip(), _yaml_value(f"--set {key}", text)))
     return pairs
 
@@ -67,7 +67,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        raise ConfigError(f"{path}: not valid YAML: {_problem(error)}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -87,7 +87,7 @@ def _yaml_value(name: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: {text!r} is not a valid YAML value: {error}") from None
+        raise ConfigError(f"{cut(name)}: not a valid YAML value: {_problem(error)}") from None
     if isinstance(value, str) and text.strip()[:1] not in ("'", '"'):  # YAML 1.1 reads 3e-4 as a string
         try:
             return float(value)
@@ -96,47 +96,19 @@ def _yaml_value(name: str, text: str) -> Any:
     return value
 
 
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the lines themselves: any file may be given by mistake."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{cut(error.problem or 'unreadable')}, line {mark.line + 1}, column {mark.column + 1}"
+    return cut(str(error).splitlines()[0])
+
+
 def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, leaf = dotted.split(".")
     for name in parents:
         child = tree.setdefault(name, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{dotted}: {name} is a value here, not a section")
+            raise ConfigError(f"{cut(dotted)}: {cut(name)} is a value here, not a section")
         tree = child
     tree[leaf] = value
-
-
-def _explain(error: ValidationError, path: Path | None) -> str:
-    where = f"{path}: " if path else ""
-    lines = []
-    for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"] if part not in _TAGS)
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = f"unknown key; known here: {', '.join(_siblings(item['loc']))}"
-        elif key:
-            message = f"{message}, not {item['input']!r}"
-        lines.append(f"{key}: {message}" if key else message)
-    return f"{where}the configuration cannot be used\n  " + "\n  ".join(lines)
-
-
-_TAGS = ("vllm", "transformers", "reasoning_gym", "python")
-
-
-def _siblings(loc: tuple[int | str, ...]) -> list[str]:
-    """The names that are allowed beside an unknown key."""
-    model: Any = Config
-    for part in loc[:-1]:
-        model = _child(model, str(part))
-        if model is None:
-            return ["(see `trustbatch config schema`)"]
-    return sorted(model.model_fields)
-
-
-def _child(model: Any, name: str) -> Any:
-    options = [model] if name in _TAGS else []
-    info: FieldInfo | None = model.model_fields.get(name) if hasattr(model, "model_fields") else None
-    if info is None:
-        return options[0] if options else None
-    annotation = info.annotation
-    return annotation if hasattr(annotation, "model_fields") else None

@@ -6,11 +6,17 @@ work) is refused by `Config`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, model_validator
 
+from shared.config.credentials import without_credentials
+from shared.sampling import filter_problems, temperature_problems
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -56,8 +62,10 @@ class TinyModelConfig(Section):
     num_hidden_layers: int = Field(3, ge=1, le=64)
     num_attention_heads: int = Field(4, ge=1, le=64)
     num_key_value_heads: int = Field(2, ge=1, le=64)
+    """Divides num_attention_heads."""
     head_dim: Literal[32, 64, 128] = 32
-    max_position_embeddings: int = Field(512, ge=32, le=1_048_576)
+    max_position_embeddings: int = Field(2048, ge=32, le=1_048_576)
+    """Longest prompt plus completion that it can read, tokens; at least the engine's max_model_len."""
     tie_word_embeddings: bool = True
     warm_start_examples: int = Field(4000, ge=512)
     """Solved questions; the last 256 measure, the others are learned from."""
@@ -86,7 +94,8 @@ class RedisConfig(Section):
     """Where the stream and the control state live."""
 
     url: str | None = Field(None, pattern=r"^(redis|rediss|unix)://.+")
-    """Address of a Redis >= 6.2. Empty: `trustbatch up` starts one of its own in the run folder."""
+    """Address of a Redis >= 6.2. Empty: `trustbatch up` starts one of its own in the run folder.
+    A user and a password in it are moved to `username` and `password`."""
     username: str | None = None
     """ACL user, if Redis asks for one."""
     password: SecretStr | None = None
@@ -95,6 +104,11 @@ class RedisConfig(Section):
     """`maxmemory` of the Redis that `trustbatch up` starts. Policy noeviction."""
     appendfsync: Literal["always", "everysec"] = "everysec"
     """How often the Redis that `trustbatch up` starts makes its append-only file durable."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_credentials(cls, given: Any) -> Any:
+        return without_credentials(given) if isinstance(given, dict) else given
 
 
 class SamplingConfig(Section):
@@ -240,7 +254,7 @@ class LearnerConfig(Section):
     learning_rate: float = Field(1e-6, ge=0, le=1)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
     micro_batch_tokens: int = Field(16_384, ge=16)
@@ -328,32 +342,85 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
-        learner, admission = self.learner, self.admission
-        _multiple("learner.groups_per_batch", learner.groups_per_batch, "learner.minibatches", learner.minibatches)
-        per_batch = "learner.minibatches x learner.passes"
-        _multiple("learner.publish_every", learner.publish_every, per_batch, learner.steps_per_batch)
-        _multiple("learner.checkpoint_every", learner.checkpoint_every, per_batch, learner.steps_per_batch)
-        _multiple("learner.steps", learner.steps, per_batch, learner.steps_per_batch)
-        if admission.max_staleness == 0 and learner.publish_every != learner.steps_per_batch:
-            raise ValueError(
-                f"admission.max_staleness is 0, so every batch must be published before the next is drawn: "
-                f"learner.publish_every must be {learner.steps_per_batch}, not {learner.publish_every}"
+        problems = list(
+            chain(
+                _steps(self.learner), _versions(self), _memory(self), _drawing(self.rollout, self.learner), _tiny(self)
             )
-        needed = learner.groups_per_batch * self.group_bytes_bound
-        if admission.max_bytes < needed:
-            raise ValueError(
-                f"admission.max_bytes is {admission.max_bytes:,}, but one batch of {learner.groups_per_batch} groups "
-                f"may take {needed:,} bytes: raise it, or lower learner.groups_per_batch, rollout.group_size "
-                "or rollout.sampling.max_tokens"
-            )
-        if self.redis.url is None and self.redis.max_memory < 2 * admission.max_bytes:
-            raise ValueError(
-                f"redis.max_memory is {self.redis.max_memory:,}; it must be at least twice admission.max_bytes "
-                f"({admission.max_bytes:,}) so that heartbeats and acknowledgements always fit"
-            )
+        )
+        if problems:
+            raise ValueError("\n  ".join(problems))
         return self
 
 
-def _multiple(name: str, value: int, of: str, unit: int) -> None:
+def _steps(learner: LearnerConfig) -> Iterator[str]:
+    yield from _multiple(
+        "learner.groups_per_batch", learner.groups_per_batch, "learner.minibatches", learner.minibatches
+    )
+    per_batch = "learner.minibatches x learner.passes"
+    for name in ("publish_every", "checkpoint_every", "steps"):
+        yield from _multiple(f"learner.{name}", getattr(learner, name), per_batch, learner.steps_per_batch)
+    if learner.warmup_steps > learner.steps:
+        yield f"learner.warmup_steps is {learner.warmup_steps}; it must be at most learner.steps ({learner.steps})"
+
+
+def _versions(config: Config) -> Iterator[str]:
+    learner = config.learner
+    if config.admission.max_staleness == 0 and learner.publish_every != learner.steps_per_batch:
+        yield (
+            f"admission.max_staleness is 0, so every batch must be published before the next is drawn: "
+            f"learner.publish_every must be {learner.steps_per_batch}, not {learner.publish_every}"
+        )
+
+
+def _memory(config: Config) -> Iterator[str]:
+    groups, most = config.learner.groups_per_batch, config.admission.max_bytes
+    needed = groups * config.group_bytes_bound
+    if most < needed:
+        yield (
+            f"admission.max_bytes is {most:,}, but one batch of {groups} groups "
+            f"may take {needed:,} bytes: raise it, or lower learner.groups_per_batch, rollout.group_size "
+            "or rollout.sampling.max_tokens"
+        )
+    if config.redis.url is None and config.redis.max_memory < 2 * most:
+        yield (
+            f"redis.max_memory is {config.redis.max_memory:,}; it must be at least twice admission.max_bytes "
+            f"({most:,}) so that heartbeats and acknowledgements always fit"
+        )
+
+
+def _drawing(rollout: RolloutConfig, learner: LearnerConfig) -> Iterator[str]:
+    for problem in temperature_problems(rollout.sampling) + filter_problems(rollout.sampling):
+        yield f"rollout.{problem}"
+    longest, engine = rollout.sampling.max_tokens, rollout.engine
+    if isinstance(engine, VllmEngineConfig) and longest >= engine.max_model_len:
+        yield (
+            f"rollout.sampling.max_tokens is {longest}; it must be below rollout.engine.max_model_len "
+            f"({engine.max_model_len}), which the prompt needs its part of"
+        )
+    if rollout.group_size == 1:
+        yield (
+            f"rollout.group_size is 1; it must be at least 2, because learner.advantage {learner.advantage} compares "
+            "the completions of a group with each other"
+        )
+
+
+def _tiny(config: Config) -> Iterator[str]:
+    tiny, engine = config.model.tiny, config.rollout.engine
+    if tiny is None:
+        return
+    yield from _multiple(
+        "model.tiny.num_attention_heads",
+        tiny.num_attention_heads,
+        "model.tiny.num_key_value_heads",
+        tiny.num_key_value_heads,
+    )
+    if isinstance(engine, VllmEngineConfig) and tiny.max_position_embeddings < engine.max_model_len:
+        yield (
+            f"model.tiny.max_position_embeddings is {tiny.max_position_embeddings}; it must be at least "
+            f"rollout.engine.max_model_len ({engine.max_model_len})"
+        )
+
+
+def _multiple(name: str, value: int, of: str, unit: int) -> Iterator[str]:
     if value % unit:
-        raise ValueError(f"{name} is {value}; it must be a multiple of {of} ({unit})")
+        yield f"{name} is {value}; it must be a multiple of {of} ({unit})"

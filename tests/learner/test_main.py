@@ -123,9 +123,19 @@ def test_a_failure_is_one_line_of_json_and_exit_code_1(
     assert world.control.phase()[0] == "failed"
 
 
-def test_a_configuration_that_cannot_work_is_plain_text_and_exit_code_2(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.steps=0", "learner.steps"),
+        ("redis.url=null", "redis.url is not set"),
+        ("redis.username=sesame", "Redis refuses redis.username and redis.password"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_plain_text_and_exit_code_2(
+    redis_url: str, override: str, message: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "learner", "--set", "learner.steps=0"],
+        [sys.executable, "-m", "learner", "--set", f"redis.url={redis_url}", "--set", override],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -133,5 +143,6 @@ def test_a_configuration_that_cannot_work_is_plain_text_and_exit_code_2(tmp_path
         check=False,
     )
     assert done.returncode == 2
-    assert "learner.steps" in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert "sesame" not in done.stderr

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from learner.patience import Patience
-from shared.errors import DeadlineError, FencedError, OutOfMemoryError, StreamError
+from shared.errors import AccessError, DeadlineError, FencedError, OutOfMemoryError, StreamError
 from shared.log import configure
 from shared.process import StopFlag
 
@@ -66,6 +66,20 @@ def test_a_stop_ends_the_wait_at_once() -> None:
 def test_a_fence_is_not_waited_out() -> None:
     with pytest.raises(FencedError):
         Outage().patience("publish", Away(1, FencedError("another learner")))
+
+
+@pytest.mark.parametrize("outages", [0, 1])
+def test_refused_credentials_are_not_waited_out(outages: int) -> None:
+    tries = 0
+
+    def command() -> None:
+        nonlocal tries
+        tries += 1
+        raise StreamError("away") if tries <= outages else AccessError("Redis refuses redis.password")
+
+    with pytest.raises(AccessError):
+        Outage(60.0).patience("publish", command)
+    assert tries == outages + 1
 
 
 def test_what_only_informs_is_left_out_when_redis_is_full() -> None:

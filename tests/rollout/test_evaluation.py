@@ -30,7 +30,7 @@ def evaluator(config: Config, *answers: Completion) -> tuple[Evaluator, Scripted
 
 @pytest.fixture
 def three(config: Config, tiny_model: Path) -> Config:
-    return small(config, tiny_model, "evaluation.prompts=3", "rollout.groups_in_flight=1", "rollout.group_size=1")
+    return small(config, tiny_model, "evaluation.prompts=3", "rollout.groups_in_flight=1", "rollout.group_size=2")
 
 
 @pytest.mark.asyncio

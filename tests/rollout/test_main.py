@@ -31,9 +31,10 @@ VLLM = (
 
 
 @contextmanager
-def started(run: Run, folder: Path) -> Iterator[subprocess.Popen[str]]:
+def started(run: Run, folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m rollout`, killed at the end if it is still there."""
     command = [sys.executable, "-m", "rollout", "--config", str(run.write_config(folder / "c.yaml"))]
+    command += [word for override in overrides for word in ("--set", override)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
         [*command, "--server-id", "r0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -87,15 +88,25 @@ def test_a_server_that_cannot_go_on_says_why_in_one_line_and_exits_with_1(
     assert run.groups() == []
 
 
+REFUSED = {
+    "rollout.sampling.temperature=0": "rollout.sampling.temperature is 0.0; training needs",
+    "redis.url=null": "redis.url is not set",
+    "redis.username=sesame": "Redis refuses redis.username and redis.password",
+    "environment={kind: reasoning_gym, dataset: no_such_task}": "environment.dataset is 'no_such_task'",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), REFUSED.items())
 def test_a_configuration_that_cannot_work_exits_with_2_and_plain_words(
-    config: Config, tiny_model: Path, tmp_path: Path
+    config: Config, tiny_model: Path, tmp_path: Path, override: str, message: str
 ) -> None:
-    run = Run(small(config, tiny_model, "rollout.sampling.temperature=0"))
-    with started(run, tmp_path) as process:
+    run = Run(small(config, tiny_model))
+    with started(run, tmp_path, override) as process:
         _, log = process.communicate(timeout=60)
     assert process.returncode == 2, log
-    assert "rollout.sampling.temperature is 0.0; training needs" in log
+    assert message in log
     assert "Traceback" not in log
+    assert "sesame" not in log
 
 
 def last_row(log: str) -> dict[str, str]:

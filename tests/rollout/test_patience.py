@@ -6,7 +6,7 @@ import pytest
 
 from rollout.patience import Patience
 from shared.config import Config
-from shared.errors import OutOfMemoryError, StreamError
+from shared.errors import AccessError, OutOfMemoryError, StreamError
 from shared.redis_client import connect
 from tests.conftest import RedisServer
 from tests.rollout.run import parts_of, small
@@ -33,3 +33,13 @@ async def test_a_full_redis_is_left_to_the_caller(config: Config, tiny_model: Pa
     connect(there).config_set("maxmemory", 1)
     with pytest.raises(OutOfMemoryError):
         await parts.patience("ask", lambda: parts.admission.lease(1, 0))
+
+
+async def test_refused_credentials_are_not_waited_out(config: Config, tiny_model: Path, own_redis: RedisServer) -> None:
+    there = config.model_copy(update={"redis": config.redis.model_copy(update={"url": own_redis.url})})
+    parts = parts_of(small(there, tiny_model))
+    client = connect(there)
+    client.config_set("requirepass", "sesame")
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    with pytest.raises(AccessError, match=r"redis\.password"):
+        await parts.patience("say where the run stands", parts.control.phase)

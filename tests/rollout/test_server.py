@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from rollout.engines.transformers import TransformersEngine
+from rollout.server import _first_of
 from shared.config import Config
-from shared.errors import ConfigError, DeadlineError, EnvironmentFailure, StoreError, UnprovenVersionError
+from shared.config.models import SamplingConfig
+from shared.errors import ConfigError, DeadlineError, EngineError, EnvironmentFailure, StoreError, UnprovenVersionError
 from shared.store import Probe
 from shared.stream import backlog
 from shared.types import Float32Array, Group, Int32Array, Source
@@ -457,10 +460,45 @@ async def test_a_full_redis_is_back_pressure(config: Config, tiny_model: Path, o
 
 
 async def test_greedy_training_is_refused_before_anything_is_loaded(config: Config, tiny_model: Path) -> None:
-    run = Run(small(config, tiny_model, "rollout.sampling.temperature=0"))
+    good = small(config, tiny_model)
+    greedy = good.rollout.model_copy(update={"sampling": SamplingConfig(temperature=0)})
+    run = Run(good.model_copy(update={"rollout": greedy}))
     with pytest.raises(ConfigError, match=r"rollout\.sampling\.temperature is 0"):
         async with serving(parts_of(run.config)) as server:
             await asyncio.wait({server}, timeout=5)
+
+
+async def test_an_unknown_dataset_is_refused_before_the_engine_is_loaded(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = "environment={kind: reasoning_gym, dataset: no_such_task}"
+    run = Run(small(config, tiny_model, environment))
+    run.publish()
+    loaded: list[str] = []
+    monkeypatch.setattr("rollout.server.build_engine", lambda *_: loaded.append("engine"))
+    with pytest.raises(ConfigError, match=r"environment\.dataset is 'no_such_task'"):
+        async with serving(parts_of(run.config)) as server:
+            await asyncio.wait({server}, timeout=20)
+    assert loaded == []
+
+
+async def test_what_fails_together_is_one_error() -> None:
+    said: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context["message"]))
+
+    async def fail(reason: str) -> str:
+        raise EngineError(reason)
+
+    async def fail_when_ended() -> str:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise EngineError("the third")
+
+    with pytest.raises(EngineError, match="the first"):
+        await _first_of(fail("the first"), fail("the second"), fail_when_ended())
+    gc.collect()
+    assert said == []
 
 
 async def test_what_redis_holds_stays_within_what_admission_reckons_with(config: Config, tiny_model: Path) -> None:

@@ -16,6 +16,19 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
+def test_a_model_whose_tokenizer_files_are_missing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}))
+    with pytest.raises(ConfigError, match=r"model\.path .*knows no token for 'a 1'.*tokenizer\.json"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_question_that_encodes_to_nothing_is_refused() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{# nothing #}"
+    with pytest.raises(ConfigError, match=r"model\.path: .*empty prompt"):
+        chat_prompt(tokenizer, [{"role": "user", "content": "?"}])
+
+
 def test_completions_end_at_every_end_token_of_model_and_tokenizer(tiny_model: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_model, tmp_path / "model")
     tokenizer = load_tokenizer(str(model))

@@ -57,6 +57,15 @@ def behave(behaviour: str, config: Config, control: ControlState, stop: StopFlag
         line = {"event": "failed", "reason": "the disk is full", "level": "error", "timestamp": "2026-01-01T10:11:12Z"}
         print(json.dumps(line), file=sys.stderr, flush=True)
         return 3
+    elif behaviour == "fail":
+        while not has_left(config, "rollout:r0"):
+            control.set_phase("failed", "betas must be in [0, 1)")
+            time.sleep(0.05)
+        time.sleep(0.5)
+        return 1
+    elif behaviour == "obey":
+        while control.phase()[0] not in ("failed", "finished") and not stop:
+            time.sleep(0.02)
     elif behaviour == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif behaviour == "leave":
@@ -70,6 +79,12 @@ def behave(behaviour: str, config: Config, control: ControlState, stop: StopFlag
         while not stop:
             time.sleep(0.02)
     return 0
+
+
+def has_left(config: Config, name: str) -> bool:
+    """True once the process of this name has written down that it stopped."""
+    stopped = config.run.folder / "stopped"
+    return stopped.exists() and name in stopped.read_text()
 
 
 def finish(config: Config, control: ControlState) -> None:

@@ -138,6 +138,13 @@ def test_every_command_refuses_a_bad_key_before_it_starts_anything(command: str)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("setting", ["temperature=0", "top_p=0.9", "repetition_penalty=1.1"])
+def test_the_doctor_refuses_sampling_that_cannot_be_trained_on(setting: str) -> None:
+    done = trustbatch("doctor", "--set", f"rollout.sampling.{setting}")
+    assert done.returncode == 2
+    assert f"sampling.{setting.partition('=')[0]} is" in done.stderr
+
+
 @pytest.mark.parametrize(("given", "message"), [("steps", "write it as key.subkey=value"), ("run.id=a b", "run.id: ")])
 def test_a_bad_override_is_refused(given: str, message: str) -> None:
     done = trustbatch("config", "show", "--set", given)
@@ -161,6 +168,13 @@ def test_commands_become_the_module_they_name(tmp_path: Path) -> None:
         "learner", "-c", file, "--set", "learner.steps=5", folder=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}"
     )
     assert done.stdout.split() == [str(os.getpid()), "--config", file, "--set", "learner.steps=5"]
+
+
+def test_a_fixed_metrics_port_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    done = trustbatch("up", "--set", f"run.folder={tmp_path / 'run'}", "--set", "metrics.port=9400")
+    assert done.returncode == 2
+    assert "set metrics.port to 0" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -23,8 +23,23 @@ def test_a_machine_that_has_everything_passes(tmp_path: Path, capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     assert all(line.split()[0] in ("ok", "warn") for line in lines)
     assert any(line.startswith("ok    engine         vllm") for line in lines)
+    assert any(line.startswith("ok    environment    chain_sum") for line in lines)
     assert any("starts" in line and "redis-server" in line for line in lines)
     assert any("will be made by `trustbatch up`" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("environment.dataset=chain_summ", "did you mean chain_sum"),
+        ("environment.params.max_term=3", "environment.params.max_term: chain_sum has no such"),
+    ],
+)
+def test_an_environment_that_a_rollout_server_would_refuse_is_found_before(override: str, words: str) -> None:
+    finding = findings(override)["environment"]
+    assert finding.level == "fail"
+    assert words in finding.found
+    assert finding.remedy
 
 
 def test_one_failure_makes_the_exit_code_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,14 @@ def test_torn_and_foreign_lines_are_counted_not_fatal(tmp_path: Path) -> None:
     assert [row["prompt_index"] for row in history.dropped] == [7, -1, -1], "a repeated index is one group"
 
 
+def test_steps_that_a_restore_moved_out_of_the_history_are_counted(tmp_path: Path) -> None:
+    write_lines(tmp_path / "history.jsonl", [step(1), step(2)])
+    taken_back = [step(2), step(3), step(3, skipped="non-finite loss")]
+    write_lines(tmp_path / "history.abandoned.jsonl", taken_back, torn='{"step": 4, "poli')
+    history = read_history(tmp_path)
+    assert ([row["step"] for row in history.rows], history.abandoned, history.torn) == ([1, 2], 2, 1)
+
+
 def test_evaluations_are_one_a_version_in_order(tmp_path: Path) -> None:
     write_lines(tmp_path / "evaluations.jsonl", [evaluation(5, 0.5), evaluation(0, 0.1), evaluation(5, 0.6)])
     assert [(row["policy_version"], row["accuracy"]) for row in read_history(tmp_path).evaluations] == [

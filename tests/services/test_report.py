@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 
 from services.facts import RedisFacts, read_facts
 from services.history import History, read_history
-from services.report import account, summarize, write_report
+from services.report import Life, account, lived, summarize, write_report
 from shared.control import ControlState, EvaluationResult, Latest
 from shared.errors import StoreError
 from shared.keys import Keys
 from shared.redis_client import Client
+from shared.types import group_id_for
 from tests.services.rows import Row, dropped, evaluation, step, write_lines
 
 
@@ -58,10 +60,38 @@ def test_a_group_twice_in_one_step_is_applied_twice() -> None:
     assert account(history([step(1, [0, 0])]), facts(appended=1)).applied_twice == 1
 
 
-def test_dead_letters_without_a_record_and_without_an_index_are_ended_not_lost() -> None:
-    found = account(history([step(1, [0])], [dropped(-1)]), facts(appended=4, dead_letters=[2, -1, -1]))
-    assert found.ended == 3
-    assert found.lost == 0
+def test_a_dead_letter_without_a_record_is_ended_not_lost() -> None:
+    found = account(history([step(1, [0])]), facts(appended=2, dead_letters=[2]))
+    assert (found.ended, found.lost, found.unaccounted) == (1, 0, 0)
+
+
+def test_entries_of_another_run_were_never_acknowledged_and_hide_no_loss() -> None:
+    gone = [dropped(-1, "wrong_run"), dropped(-1, "wrong_run")]
+    found = account(history([step(1, [0])], gone), facts(appended=3, dead_letters=[-1, -1], in_stream=[-1]))
+    assert (found.ended, found.waiting, found.lost) == (0, 0, 2)
+
+
+def test_more_groups_than_were_acknowledged_are_said() -> None:
+    found = account(history([step(1, [0, 1, 2])], [dropped(3)]), facts(appended=2))
+    assert (found.lost, found.unaccounted) == (0, 2)
+
+
+def test_the_time_of_earlier_starts_counts_even_of_one_that_left_no_report(tmp_path: Path) -> None:
+    assert lived(tmp_path) == 0.0
+    write_lines(tmp_path / "history.jsonl", [step(1, at=1001.0), step(2, at=1005.0)])
+    assert lived(tmp_path) == 4.0
+    (tmp_path / "summary.json").write_text('{"wall_seconds": 12.5}')
+    os.utime(tmp_path / "summary.json", (1010.0, 1010.0))
+    assert lived(tmp_path) == 12.5
+    write_lines(tmp_path / "history.jsonl", [step(1, at=1001.0), step(2, at=1020.0), step(3, at=1022.0)])
+    assert lived(tmp_path) == 14.5, "killed after the report, two seconds after its first step"
+
+
+def test_the_largest_numerics_floor_of_all_starts_is_kept(tmp_path: Path) -> None:
+    write_lines(tmp_path / "history.jsonl", [step(1, [0])])
+    write_report(tmp_path, "r", facts(1), Life(1.0, "stopped by SIGINT", proof_max_nats=5e-5))
+    again = write_report(tmp_path, "r", facts(1), Life(2.0, "finished", proof_max_nats=2e-5))
+    assert again["numerics_floor_max_nats"] == 5e-5
 
 
 def test_a_group_dropped_on_an_abandoned_branch_and_applied_later_counts_once() -> None:
@@ -120,7 +150,7 @@ def test_the_report_is_strict_json_and_a_real_picture(tmp_path: Path) -> None:
     rows = [step(n, [n], reward_mean=n / 50, token_ess=math.nan if n == 7 else 0.9) for n in range(1, 41)]
     write_lines(tmp_path / "history.jsonl", rows)
     write_lines(tmp_path / "evaluations.jsonl", [evaluation(0, 0.1), evaluation(20, 0.5), evaluation(40, 0.8)])
-    write_report(tmp_path, "r", facts(40), wall_seconds=12.5, reason="finished")
+    write_report(tmp_path, "r", facts(40), Life(12.5, "finished"))
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -134,7 +164,7 @@ def test_the_report_is_strict_json_and_a_real_picture(tmp_path: Path) -> None:
 
 def test_a_later_report_without_redis_keeps_what_the_first_one_knew(tmp_path: Path) -> None:
     write_lines(tmp_path / "history.jsonl", [step(1, [0])])
-    write_report(tmp_path, "r", facts(5, in_stream=[3, 4]), wall_seconds=12.5, reason="stopped by SIGINT")
+    write_report(tmp_path, "r", facts(5, in_stream=[3, 4]), Life(12.5, "stopped by SIGINT"))
     again = write_report(tmp_path, "r", None)
     assert (again["groups_appended"], again["groups_waiting"], again["groups_lost"]) == (5, 2, 2)
     assert again["finished_reason"] == "stopped by SIGINT"
@@ -159,13 +189,15 @@ def test_facts_come_from_the_run_in_redis(client: Client, keys: Keys) -> None:
     control.beat("rollout:r1", {"kind": "rollout", "proof_max_nats": None}, 30)
     control.finish_evaluation(0, EvaluationResult(0, 0.25, 64, 5.0, 1.0, "r0", 1.0))
     for index in range(150):
-        client.xadd(keys.groups, {"group_id": "g", "prompt_index": index, "payload": b"x"})
-    client.xadd(keys.dead_letters, {"group_id": "g", "prompt_index": -1, "reason": "undecodable", "payload": b"x"})
+        group_id = group_id_for(keys.run_id, index)
+        client.xadd(keys.groups, {"group_id": group_id, "prompt_index": index, "payload": b"x"})
+    client.xadd(keys.dead_letters, {"group_id": "other:7", "prompt_index": 7, "reason": "wrong_run", "payload": b"x"})
+    client.xadd(keys.dead_letters, {"group_id": group_id_for(keys.run_id, 9), "prompt_index": 9, "payload": b"x"})
     client.set(keys.appended, 151)
     found = read_facts(client, keys)
     assert found.appended == 151
     assert found.in_stream == list(range(150))
-    assert found.dead_letters == [-1]
+    assert found.dead_letters == [-1, 9], "index 7 is another run's"
     assert (found.policy_version, found.phase, found.proof_max_nats) == (3, "running", 2e-6)
     assert [row["accuracy"] for row in found.evaluations] == [0.25]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import socket
@@ -19,11 +20,16 @@ from rich.console import Console
 
 from services import run_folder
 from services.launch import Programs
-from services.supervisor import Outcome, Supervisor
+from services.outcome import Outcome
+from services.supervisor import LOOK_S, NAP_S, Supervisor
 from services.terminal import PlainScreen
 from shared.config import Config, load_config
+from shared.control import ControlState
 from shared.errors import ConfigError
+from shared.keys import Keys
 from shared.process import StopFlag
+from shared.redis_client import connect
+from tests.services import rows
 
 pytestmark = pytest.mark.system
 
@@ -110,7 +116,6 @@ def run(stack: Stack, started: Programs) -> tuple[Outcome, str]:
 @pytest.fixture
 def drive(stack: Stack) -> Iterator[Callable[[Programs], subprocess.Popen[str]]]:
     """Runs the supervisor in a process of its own, which a test may interrupt or kill."""
-    import json
     from dataclasses import asdict
 
     drivers: list[subprocess.Popen[str]] = []
@@ -160,6 +165,32 @@ def test_the_last_log_lines_of_a_dead_child_are_shown_readably(stack: Stack) -> 
     assert str(stack.folder / "logs" / "learner.jsonl") in outcome.reason
 
 
+def test_a_learner_that_fails_is_reported_although_the_rollout_servers_leave_first(stack: Stack) -> None:
+    outcome, _ = run(stack, programs(learner="fail", rollout="obey"))
+    assert outcome.exit_code == 1
+    assert outcome.short == "the learner has failed: betas must be in [0, 1)"
+    assert outcome.reason.startswith(f"{outcome.short}\nlearner left with exit code 1; its last log lines")
+
+
+def test_the_summary_of_a_run_whose_redis_dies_names_it_shortly_and_keeps_the_floor(
+    stack: Stack, drive: Callable[..., subprocess.Popen[str]]
+) -> None:
+    driver = drive(programs())
+    wait_for(lambda: read(stack.folder / "ready").count("stay") == 4, 20, "four processes")
+    rows.write_lines(stack.folder / "history.jsonl", [rows.step(1, [0], floor_max_nats=1e-6)])
+    looked = connect(load_config(stack.folder / "config.yaml", (), {}))
+    wait_for(lambda: len(ControlState(looked, Keys("stack")).members()) == 4, 5, "four heartbeats")
+    time.sleep(LOOK_S + NAP_S)  # one whole look of the supervisor's at them
+    looked.close()
+    os.kill(stack.pids()[-1], signal.SIGKILL)
+    shown, _ = driver.communicate(timeout=2 * GONE_S)
+    summary = json.loads(read(stack.folder / "summary.json"))
+    assert "redis was killed by SIGKILL; its last log lines" in shown
+    assert "redis was killed by SIGKILL" in summary["finished_reason"]
+    assert "log lines" not in summary["finished_reason"]
+    assert summary["numerics_floor_max_nats"] == 3e-5, "what the rollout servers reported while Redis lived"
+
+
 def test_a_rollout_server_that_leaves_in_order_is_reported_and_the_last_one_ends_the_run(stack: Stack) -> None:
     outcome, shown = run(stack, programs(rollout="leave"))
     assert "rollout:r0 left in order" in shown
@@ -187,6 +218,7 @@ def test_ctrl_c_stops_the_learner_first_and_redis_last(
     assert sorted(stopped[1:3]) == ["rollout:r0", "rollout:r1"]
     assert stopped[3] == "control-plane"
     assert "killed" not in shown
+    assert f"stopped by SIGINT; go on with it:\n  trustbatch up --config {stack.folder}/config.yaml --resume" in shown
     stack.assert_nothing_is_left()
 
 
@@ -241,6 +273,8 @@ def test_nothing_outlives_a_supervisor_that_is_killed(
 
 def test_a_resumed_run_keeps_its_redis_data_and_its_port(stack: Stack) -> None:
     run(stack, programs(learner="finish"))
+    reported = json.loads(read(stack.folder / "summary.json"))
+    (stack.folder / "summary.json").write_text(json.dumps({**reported, "wall_seconds": 1000.0}))
     port = stack.redis_port()
     shown = io.StringIO()
     screen = PlainScreen(Console(file=shown, width=200))
@@ -249,6 +283,18 @@ def test_a_resumed_run_keeps_its_redis_data_and_its_port(stack: Stack) -> None:
     assert stack.redis_port() == port
     assert outcome.summary is not None
     assert outcome.summary["finished_reason"] == "finished: all 3 steps are done"
+    assert 1000.0 < outcome.summary["wall_seconds"] < 1060.0, "both starts together"
+
+
+def test_without_rollout_servers_the_operator_is_told_how_to_start_one(
+    stack: Stack, drive: Callable[..., subprocess.Popen[str]]
+) -> None:
+    driver = drive(programs(), "rollout.servers=0")
+    wait_for(lambda: read(stack.folder / "ready").count("stay") == 2, 20, "two processes")
+    time.sleep(LOOK_S + NAP_S)  # one whole look of the supervisor's
+    driver.send_signal(signal.SIGINT)
+    shown, _ = driver.communicate(timeout=GONE_S)
+    assert f"start one: trustbatch rollout --config {stack.folder}/config.yaml --server-id r0" in shown
 
 
 def test_a_folder_in_use_is_refused_by_name(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

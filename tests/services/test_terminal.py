@@ -178,10 +178,36 @@ def test_the_tracker_asks_only_for_what_is_new_and_follows_a_restore() -> None:
     assert tracker.missing(status(last=step(2))) == 1
     tracker.add([step(2, reward_mean=0.75)])
     results = tuple(EvaluationResult(v, a, 10, 1.0, 1.0, "r0", 1.0) for v, a in ((0, 0.2), (2, 0.4)))
-    found = tracker.progress(status(last=step(2), evaluations=results))
+    found = tracker.progress(status(last=step(2), evaluations=results), now=1003.0)
     assert (found.step, found.reward, found.accuracy_start, found.accuracy) == (2, 0.75, 0.2, 0.4)
-    assert found.eta_s == 8.0
+    assert (found.eta_s, found.stalled_s) == (8.0, None)
     assert found.backlog_groups == 9
+
+
+def test_a_stall_shows_the_age_of_the_last_step_and_no_eta() -> None:
+    tracker = Tracker(load_config(None, ["learner.steps=10"], {}))
+    tracker.add([step(1), step(2)])
+    assert tracker.progress(status(), now=1006.9).stalled_s is None
+    stalled = tracker.progress(status(), now=1014.0)
+    assert (stalled.stalled_s, stalled.eta_s) == (12.0, None)
+    view = replace(VIEW, progress=stalled)
+    assert line(view).endswith("last step 12 s ago")
+    assert "last step 12 s ago" in rendered(view)
+    assert "ETA" not in line(view) + rendered(view)
+
+
+def test_steps_that_take_long_are_no_stall() -> None:
+    tracker = Tracker(load_config(None, ["learner.steps=10"], {}))
+    tracker.add([step(n, at=1000.0 + 60.0 * n) for n in (1, 2, 3)])
+    assert tracker.progress(status(), now=1230.0).eta_s == 420.0
+    assert tracker.progress(status(), now=1370.0).stalled_s == 190.0
+
+
+def test_advice_is_shown_before_and_after_the_first_step() -> None:
+    for progress in (None, PROGRESS):
+        view = replace(VIEW, progress=progress, advice="start one")
+        assert line(view).endswith("start one")
+        assert "start one" in rendered(view)
 
 
 VERDICTS = [
@@ -192,6 +218,7 @@ VERDICTS = [
     ({"paused": True}, "idle", "Paused by the operator"),
     ({"last": None}, "idle", "Starting: learner (waiting for groups); rollout:r0 (loading vLLM)."),
     ({"last": None, "members": ()}, "idle", "Starting: neither learner nor rollout server has reported yet."),
+    ({"last": None, "members": (LEARNER,)}, "idle", "Starting: learner (waiting for groups); no rollout server is"),
     ({"members": (LEARNER,)}, "bad", "No rollout server is alive"),
     (
         {"members": (LEARNER, ROLLOUT, replace(ROLLOUT, component="rollout:r1", alive=False))},

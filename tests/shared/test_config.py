@@ -58,6 +58,13 @@ def test_what_is_derived_from_the_configuration() -> None:
         ("run.id=a/b", r"run\.id: .*pattern.*, not 'a/b'"),
         ("redis.url=http://x", r"redis\.url: .*redis\|rediss\|unix"),
         ("environment={kind: python, path: os.system}", r"environment\.path: .*pattern"),
+        ("learner.betas=[0.9, 1.0]", r"learner\.betas\.1: .*less than 1, not 1\.0"),
+        ("learner.betas=[-0.1, 0.9]", r"learner\.betas\.0: .*greater than or equal to 0, not -0\.1"),
+        ("rollout.servers=two", r"rollout\.servers: .*valid integer.* \(>= 0, <= 64\), not 'two'"),
+        ("rollout.reward_deadline_s=soon", r"reward_deadline_s: .*valid number.* \(> 0, <= 86,400\), not 'soon'"),
+        ("rollout.engine.max_len=3", r"rollout\.engine\.max_len: unknown key; known here: .*max_model_len"),
+        ("environment.data=3", r"environment\.data: unknown key; known here: .*dataset"),
+        ("model.tiny.layers=3", r"model\.tiny\.layers: unknown key; known here: .*num_hidden_layers"),
         ("learner.keep_checkpoints=1", r"learner\.keep_checkpoints: .*greater than or equal to 2"),
     ],
 )
@@ -73,6 +80,21 @@ def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(override: str, 
         (["learner.minibatches=2"], r"learner\.publish_every is 1; it must be a multiple of .* \(2\)"),
         (["admission.max_staleness=0", "learner.publish_every=2"], r"publish_every must be 1, not 2"),
         (["admission.max_bytes=1MiB", "rollout.sampling.max_tokens=4096"], r"raise it, or lower learner\.groups_per"),
+        (["rollout.sampling.top_p=0.9"], r"rollout\.sampling\.top_p is 0\.9; only 1\.0 is allowed, because .*left out"),
+        (["rollout.sampling.top_k=5"], r"rollout\.sampling\.top_k is 5; only -1 or 0 is allowed"),
+        (["rollout.sampling.min_p=0.1"], r"rollout\.sampling\.min_p is 0\.1; only 0\.0"),
+        (["rollout.sampling.presence_penalty=1"], r"rollout\.sampling\.presence_penalty is 1\.0; only 0\.0"),
+        (["rollout.sampling.frequency_penalty=1"], r"rollout\.sampling\.frequency_penalty is 1\.0; only 0\.0"),
+        (["rollout.sampling.repetition_penalty=2"], r"rollout\.sampling\.repetition_penalty is 2\.0; only 1\.0"),
+        (
+            ["rollout.sampling.temperature=0"],
+            r"rollout\.sampling\.temperature is 0\.0; training needs .* at least 0\.01",
+        ),
+        (["rollout.engine.max_model_len=16"], r"max_tokens is 16; it must be below .*max_model_len \(16\)"),
+        (["rollout.group_size=1"], r"rollout\.group_size is 1; it must be at least 2, because learner\.advantage"),
+        (["learner.steps=5", "learner.warmup_steps=6"], r"warmup_steps is 6; it must be at most learner\.steps \(5\)"),
+        (["model.tiny.num_key_value_heads=3"], r"num_attention_heads is 4; it must be a multiple of .*heads \(3\)"),
+        (["model.tiny.max_position_embeddings=64"], r"max_position_embeddings is 64; it must be at least .* \(2048\)"),
         (["redis.max_memory=64MiB"], r"redis\.max_memory is 67,108,864; it must be at least twice"),
     ],
 )
@@ -85,6 +107,78 @@ def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["learner.steps=0", "run.seed=-1", "evaluation.every=0"], {})
     assert all(key in str(caught.value) for key in ("learner.steps", "run.seed", "evaluation.every"))
+
+
+def test_combinations_too_are_told_all_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["rollout.sampling.top_p=0.9", "rollout.group_size=1", "learner.minibatches=3"], {})
+    assert all(key in str(caught.value) for key in ("sampling.top_p", "group_size", "learner.minibatches (3)"))
+
+
+def test_keys_of_another_kind_are_said_to_be_such() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["rollout.engine={max_model_len: 64, nonsense: 1}", "rollout.engine.kind=transformers"], {})
+    assert "engine.max_model_len: does not belong to kind transformers, whose keys are device, kind" in str(
+        caught.value
+    )
+    assert "engine.nonsense: unknown key; known here: device, kind" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "bare", "username", "password"),
+    [
+        ("redis://ann:hunter2@host:7/3", "redis://host:7/3", "ann", "hunter2"),
+        ("rediss://:hunter%2F2@host?ssl_cert_reqs=none", "rediss://host?ssl_cert_reqs=none", None, "hunter/2"),
+        ("redis://host/0?password=hunter2&db=4", "redis://host/0?db=4", None, "hunter2"),
+        ("unix://ann:hunter2@/run/redis.sock", "unix:///run/redis.sock", "ann", "hunter2"),
+        ("unix:///run/re@dis.sock?db=1", "unix:///run/re@dis.sock?db=1", None, None),
+    ],
+)
+def test_credentials_leave_the_address(address: str, bare: str, username: str | None, password: str | None) -> None:
+    config = load_config(None, [f"redis.url={address}"], {})
+    found = config.redis.password.get_secret_value() if config.redis.password else None
+    assert (config.redis.url, config.redis.username, found) == (bare, username, password)
+    assert "hunter" not in dump_config(config) + repr(config) + str(config.model_dump())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["redis.url=redis://:hunt/er2@host"],
+        ["redis.url=redis://:hunt#er2@host"],
+        ["redis.url=redis://[:hunter2@host"],
+        ["redis.url=http://:hunter2@host"],
+        ["redis.url=redis://:hunter2@host", "redis.password=hunter3"],
+        ["redis=redis://:hunter2@host"],
+        ["redis.password=[hunter2]"],
+        ["redis.password=[hunter2"],
+    ],
+)
+def test_a_refusal_never_shows_a_password(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError, match="redis") as caught:
+        load_config(None, overrides, {})
+    assert "hunt" not in str(caught.value)
+    assert "er2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["private line: [\n", "x" * 300 + ": 1\n", "learner: {steps: " + "y" * 300 + "}\n"])
+def test_a_file_that_is_no_configuration_is_not_repeated(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, [], {})
+    message = str(caught.value).replace(str(file), "")
+    assert "private line" not in message
+    assert "x" * 81 not in message
+    assert "y" * 81 not in message
+
+
+def test_no_more_than_twenty_mistakes_are_listed(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("".join(f"key{n}: 1\n" for n in range(50)))
+    with pytest.raises(ConfigError, match=r"\.\.\. and 30 more") as caught:
+        load_config(file, [], {})
+    assert len(str(caught.value).splitlines()) == 22
 
 
 @pytest.mark.parametrize(

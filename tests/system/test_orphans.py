@@ -78,7 +78,7 @@ def test_ctrl_c_stops_everything(make_run: Callable[..., Run], moment: str) -> N
     assert code in ((130,) if moment != "at once" else (130, -signal.SIGINT))
     if moment == "while it runs":
         assert_port_is_free(run)
-        assert "stopped by SIGINT; `--resume` goes on with it" in run.output
+        assert "stopped by SIGINT; go on with it:" in run.output
         stopped_at = run.last_step
         run.start("--resume").reach_step(stopped_at + 1)
 

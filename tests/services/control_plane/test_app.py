@@ -139,6 +139,29 @@ def test_another_sites_page_cannot_pause_the_run(http: TestClient, control: Cont
     assert http.post("/v1/pause", headers={"sec-fetch-site": "same-origin"}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "http://testserver.evil.example", "http://testserver:81", "null"]
+)
+@pytest.mark.parametrize("path", ["/v1/pause", "/v1/resume"])
+def test_a_foreign_origin_is_refused_and_told_what_to_do(http: TestClient, path: str, origin: str) -> None:
+    refused = http.post(path, headers={"origin": origin})
+    assert refused.status_code == 403
+    assert "open the control plane's own page" in refused.json()["detail"]
+
+
+def test_the_page_of_the_control_plane_itself_may_pause(http: TestClient, control: ControlState) -> None:
+    assert http.post("/v1/pause", headers={"origin": "http://testserver"}).status_code == 200
+    assert control.paused()
+
+
+@pytest.mark.parametrize("path", ["/v1/pause", "/v1/resume"])
+def test_a_body_that_would_be_ignored_is_refused(http: TestClient, control: ControlState, path: str) -> None:
+    for refused in (http.post(path, json={"seconds": 5}), http.post(path, content=iter([b"chunk"]))):
+        assert refused.status_code == 422
+        assert refused.json()["detail"] == f"{path} takes no body; send the request without one"
+    assert not control.paused()
+
+
 WRONG = [
     ("GET", "/v1/nothing", 404, "there is no /v1/nothing here; /openapi.json lists what there is"),
     ("GET", "/v1/pause", 405, "GET is not possible on /v1/pause; possible: POST"),

@@ -1,0 +1,52 @@
+"""How a run on this machine ended, in words for the operator and in a few for the summary."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.children import Child, death_notice
+from services.run_folder import CONFIG
+from shared.config import Config
+from shared.errors import TrustbatchError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    exit_code: int
+    reason: str
+    summary: dict[str, Any] | None = None
+    short: str = ""  # the reason for the summary, where its first line is not it
+
+
+class ChildDied(TrustbatchError):
+    """A process of the run ended although nobody had asked it to. `short` says it without the log."""
+
+    def __init__(self, text: str, short: str) -> None:
+        super().__init__(text)
+        self.short = short
+
+    @classmethod
+    def of(cls, dead: Sequence[Child], why: str = "") -> ChildDied:
+        """Of the processes that are dead, with the run's own word for why."""
+        short = why or " and ".join(f"{child.name} {child.ended()}" for child in dead)
+        return cls("\n".join(part for part in (why, death_notice(dead)) if part), short)
+
+
+def stopped(signum: str, config: Config) -> Outcome:
+    """The operator's signal ended it; says the command that goes on with this very run."""
+    short = f"stopped by {signum}"
+    return Outcome(128 + signal.Signals[signum], f"{short}{_way_on(config)}", short=short)
+
+
+def _way_on(config: Config) -> str:
+    stored = config.run.folder / CONFIG
+    if not stored.is_file():
+        return ""
+    again = " (give it redis.password again: it is not stored)" if config.redis.password else ""
+    return f"; go on with it{again}:\n  trustbatch up --config {shlex.quote(str(stored))} --resume"
