@@ -23,11 +23,12 @@ done
 "$python" -c 'import venv, ensurepip' 2>/dev/null ||
   { echo "setup: $python has no venv module; on Debian: apt-get install python3-venv" >&2; exit 1; }
 
-if ! command -v cc >/dev/null; then # two small dependencies of reasoning-gym come as source
+headers='import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
+if ! command -v cc >/dev/null || ! "$python" -c "$headers"; then # two small dependencies come as source
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev python3-dev
   else
-    echo "setup: a C compiler is needed; on Debian: apt-get install gcc libc6-dev python3-dev" >&2 && exit 1
+    echo "setup: a C compiler and Python.h are needed; on Debian: apt-get install gcc libc6-dev python3-dev" >&2 && exit 1
   fi
 fi
 

@@ -127,7 +127,8 @@ class Intake:
             detail=refused.detail,
         )
         self._files.dropped.append(plain(dropped))
-        self._log.warning("group dropped", prompt_index=prompt_index, reason=refused.reason, detail=refused.detail)
+        group_id = refused.group.group_id if refused.group else None
+        self._log.warning("group dropped", group_id=group_id, reason=refused.reason, detail=refused.detail)
         self._release(prompt_index)
 
     def _release(self, prompt_index: int) -> None:

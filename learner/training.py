@@ -34,7 +34,7 @@ from shared.config import Config
 from shared.control import ControlState, Latest
 from shared.errors import TrainingError
 from shared.heartbeat import Heartbeat
-from shared.log import Logger
+from shared.log import Logger, on_every_line
 from shared.metrics import LearnerMetrics
 from shared.records import StepRecord
 from shared.stream import Backlog, GroupReader
@@ -211,6 +211,7 @@ class Training:
         parts.publisher.retain(kept, version)
         parts.metrics.policy_version.set(version)
         parts.heartbeat.update(policy_version=version, step=self.step)
+        on_every_line(policy_version=version)
 
     def _largest_lag(self) -> int:
         members = self.parts.control.members().values()

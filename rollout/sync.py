@@ -17,6 +17,7 @@ from rollout.engines.base import Engine
 from rollout.parts import Parts
 from rollout.proof import TOLERANCE_NATS, Proof, prove
 from shared.errors import EngineError, StoreError, UnprovenVersionError
+from shared.log import on_every_line
 from shared.store import Manifest, PolicyStore
 
 SYNC_DEADLINE_S = 60.0  # for a version that cannot be read from the store
@@ -125,6 +126,7 @@ class Syncer:
         self.proven.add(version)
         self._parts.status.serves(version, proof.difference)
         self._parts.metrics.served_version.set(version)
+        on_every_line(policy_version=version)
         self._parts.metrics.floor.set(proof.difference)
 
     def _report(self, version: int, error: EngineError) -> None:
