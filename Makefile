@@ -20,7 +20,7 @@ test: ## set up and run everything: format, lint, types, all tests (real Redis, 
 	$(FAST) $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "vllm or system" $(ARGS)
 
-check: ## the same without vLLM and whole systems, in under a minute
+check: ## the same without vLLM and whole processes: under a minute once the type checker has its cache
 	@deploy/setup.sh dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -14,6 +14,8 @@ import pytest
 from shared.config import load_config
 from tests.services.rows import step, write_lines
 
+pytestmark = pytest.mark.system  # each starts processes
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -12,6 +12,8 @@ from services.doctor import Finding, examine, show
 from shared.config import load_config
 from tests.conftest import RedisServer
 
+pytestmark = pytest.mark.system  # each starts processes
+
 
 def findings(*overrides: str) -> dict[str, Finding]:
     return {finding.what: finding for finding in examine(load_config(None, overrides, {}))}

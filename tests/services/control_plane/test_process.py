@@ -22,6 +22,8 @@ from shared.keys import Keys
 from shared.redis_client import connect
 from tests.conftest import RedisServer
 
+pytestmark = pytest.mark.system  # each starts processes
+
 ROOT = Path(__file__).parents[3]
 Start = Callable[..., subprocess.Popen[str]]
 
