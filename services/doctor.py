@@ -28,16 +28,6 @@ LOW_DISK_GIB = 5
 PACKAGES = ("torch", "transformers", "safetensors", "redis", "fastapi", "uvicorn", "reasoning_gym", "matplotlib")
 ADD_ONS = ("torchvision", "torchaudio", "torchcodec")
 
-_CHECK_DATASET = """
-import json, sys
-from rollout.environments.questions import open_dataset
-from shared.errors import TrustbatchError
-try:
-    open_dataset(**json.load(sys.stdin))
-except TrustbatchError as error:
-    sys.exit(str(error))
-"""
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -135,17 +125,17 @@ def _threads(config: Config) -> Finding:
 
 
 def _dataset(environment: ReasoningGymConfig) -> Finding:
-    problem = _rollout_says(_CHECK_DATASET, {"name": environment.dataset, "params": environment.params})
+    problem = _rollout_says({"name": environment.dataset, "params": environment.params})
     if problem:
         return Finding("fail", "environment", problem, "correct environment; rollout servers refuse it")
     return Finding("ok", "environment", f"{environment.dataset} of reasoning-gym")
 
 
-def _rollout_says(code: str, given: dict[str, Any]) -> str:
+def _rollout_says(given: dict[str, Any]) -> str:
     """Lets the rollout room's own check look, in a process of its own; '' where it has no objection."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-m", "rollout.check"],
             input=json.dumps(given),
             capture_output=True,
             text=True,
