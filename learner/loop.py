@@ -12,8 +12,9 @@ from learner.ending import await_evaluation, save_model
 from learner.evaluations import Evaluations
 from learner.files import RunFiles
 from learner.model import PolicyModel, choose_device
-from learner.objectives import objective_of
+from learner.objectives import objectives_of
 from learner.patience import Patience
+from learner.provision import Provision, load_reference
 from learner.publish import Publisher
 from learner.startup import abandon_lines, await_predecessor, report_changes, restore, take_epoch
 from learner.step import make_optimizer
@@ -124,8 +125,9 @@ class Learner:
         store = PolicyStore(config.run.folder / "policy")
         epoch = self._patiently("take an epoch", lambda: take_epoch(self.control, checkpoints))
         self.heartbeat.set_state("loading the model", epoch=epoch)
-        objective_of(config.learner)  # refused before anything is loaded
+        objectives = objectives_of(config.learner)  # refused before anything is loaded
         policy = PolicyModel.load(config.model.path, config.model.dtype, choose_device(config.learner.device))
+        reference = load_reference(config, objectives.needs, policy)
         optimizer = make_optimizer(policy, config.learner)
         begin, checkpoint = self._patiently(
             "read the published versions", lambda: restore(checkpoints, store, self.control, policy, optimizer)
@@ -148,6 +150,8 @@ class Learner:
                 publisher,
                 policy,
                 optimizer,
+                objectives,
+                Provision(policy, objectives.needs, reference),
                 self._patiently,
                 self.heartbeat,
                 self.metrics,

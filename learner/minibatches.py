@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ class Minibatch:
     held: list[Held]
     step_batch: StepBatch
     ended: bool = False  # a step of it was not finite: no further pass
-    proximal_logprobs: Tensor | None = None  # [n], before the batch's first step, where the objective needs them
+    beyond: dict[str, Tensor] = field(default_factory=dict)  # what objectives need beyond the batch, same in every pass
 
 
 def split(batch: Sequence[Held], config: LearnerConfig, seed: int, number: int) -> list[Minibatch]:
@@ -44,6 +44,6 @@ def split(batch: Sequence[Held], config: LearnerConfig, seed: int, number: int) 
     return minibatches
 
 
-def next_steps(minibatches: Sequence[Minibatch], passes: int) -> list[tuple[Minibatch, bool]]:
-    """(minibatch, is it its last pass), in the order in which they are trained on."""
-    return [(m, number == passes - 1) for number in range(passes) for m in minibatches]
+def next_steps(minibatches: Sequence[Minibatch], passes: int) -> list[tuple[Minibatch, int]]:
+    """(minibatch, number of its pass from 0), in the order in which they are trained on."""
+    return [(m, number) for number in range(passes) for m in minibatches]

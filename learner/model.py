@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,13 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("learner.device is 'cuda', but torch finds no CUDA device; use 'cpu' or 'auto'")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class TokenOutputs(NamedTuple):
+    """What the policy says of n tokens."""
+
+    logprobs: Tensor  # [n], nats
+    entropy: Tensor | None  # [n], nats, of the distribution that each was drawn from; None if not asked for
 
 
 class PolicyModel:
@@ -73,12 +80,18 @@ class PolicyModel:
         return dict(self.module.named_parameters())
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
-        """Log-probs of the trained tokens at the temperature they were drawn at, [n], with gradient.
+        """Log-probs of the trained tokens at the temperature they were drawn at, [n], with gradient."""
+        return self.outputs(batch).logprobs
+
+    def outputs(self, batch: MicroBatch, *, entropy: bool = False) -> TokenOutputs:
+        """What the policy says of the trained tokens, at the temperature they were drawn at, with gradient.
 
         Padding needs no mask: it is on the right, and attention is causal.
         """
         hidden = self._hidden(batch.input_ids)[batch.rows, batch.columns - 1]
-        return self._head(hidden, batch.input_ids[batch.rows, batch.columns], batch.temperature)
+        tokens = batch.input_ids[batch.rows, batch.columns]
+        columns = self._head(hidden, tokens, batch.temperature, entropy=entropy)
+        return TokenOutputs(columns[:, 0], columns[:, 1] if entropy else None)
 
     @torch.no_grad()
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -89,7 +102,8 @@ class PolicyModel:
         lengths = torch.tensor([len(sequence) for sequence in sequences], device=self.device)
         real = torch.arange(1, ids.shape[1], device=self.device) < lengths[:, None]
         tokens = ids[:, 1:][real]
-        logprobs = self._head(self._hidden(ids)[:, :-1][real], tokens, torch.ones_like(tokens, dtype=torch.float32))
+        neutral = torch.ones_like(tokens, dtype=torch.float32)
+        logprobs = self._head(self._hidden(ids)[:, :-1][real], tokens, neutral)[:, 0]
         return [piece.tolist() for piece in logprobs.split((lengths - 1).tolist())]
 
     def save(self, folder: Path) -> None:
@@ -120,19 +134,24 @@ class PolicyModel:
             hidden: Tensor = self.module.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         return hidden
 
-    def _head(self, hidden: Tensor, tokens: Tensor, temperature: Tensor) -> Tensor:
-        """The output layer for the trained tokens only, in pieces where the vocabulary is large: [n]."""
+    def _head(self, hidden: Tensor, tokens: Tensor, temperature: Tensor, *, entropy: bool = False) -> Tensor:
+        """The output layer for the trained tokens only, in pieces where the vocabulary is large: [n, 1 or 2]."""
         size = max(1, HEAD_ELEMENTS // self.vocab_size)
         if len(tokens) <= size:
-            return self._token_logprobs(hidden, tokens, temperature)
+            return self._token_columns(hidden, tokens, temperature, entropy)
         pieces = zip(*(torch.split(whole, size) for whole in (hidden, tokens, temperature)), strict=True)
-        return torch.cat([checkpoint(self._token_logprobs, *piece, use_reentrant=False) for piece in pieces])
+        return torch.cat([checkpoint(self._token_columns, *piece, entropy, use_reentrant=False) for piece in pieces])
 
-    def _token_logprobs(self, hidden: Tensor, tokens: Tensor, temperature: Tensor) -> Tensor:
+    def _token_columns(self, hidden: Tensor, tokens: Tensor, temperature: Tensor, entropy: bool) -> Tensor:
+        """Log-prob and, if asked for, entropy."""
         with self._autocast():
             logits = self.module.get_output_embeddings()(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature[:, None]
-        return torch.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
+        logprobs = torch.log_softmax(logits, -1)
+        sampled = logprobs.gather(1, tokens[:, None])
+        if not entropy:
+            return sampled
+        return torch.cat([sampled, -(logprobs.exp() * logprobs).sum(-1, keepdim=True)], 1)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32 or self.device.type != "cuda":

@@ -1,45 +1,63 @@
-"""The configured objective, and the list of all: `python -m learner.objectives`."""
+"""The configured objectives, and the list of all: `python -m learner.objectives`."""
 
 from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import dataclass
 
-from learner.objective.registry import ALIASES, OBJECTIVES, Objective, build, knobs_of
-from shared.config.models import LearnerConfig
+from learner.objective.core import needs_of
+from learner.objective.registry import ALIASES, OBJECTIVES, Knob, Objective, build, knobs_of
+from learner.objective.regularization import regularized
+from shared.config.models import LearnerConfig, ObjectiveConfig
 from shared.errors import ConfigError
 
-PROVIDED = frozenset({"micro_batch_of", "proximal_logprobs"})
-"""The optional fields of a step that the train step can give to an objective."""
+
+@dataclass(frozen=True)
+class Objectives:
+    """The objective that is trained, and those that only say what they would have done."""
+
+    trained: Objective
+    shadows: tuple[Objective, ...] = ()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The optional fields of a step that they need, together."""
+        return self.trained.needs.union(*(shadow.needs for shadow in self.shadows))
 
 
-def objective_of(config: LearnerConfig) -> Objective:
-    """The objective of the configuration. Raises ConfigError where it is not known or cannot be served."""
+def objectives_of(config: LearnerConfig) -> Objectives:
+    """The objectives of the configuration. Raises ConfigError where one is not known or a knob is wrong."""
+    shadows = tuple(_built(shadow, f"learner.shadows[{i}]") for i, shadow in enumerate(config.shadows))
+    return Objectives(_built(config.objective, "learner.objective"), shadows)
+
+
+def _built(config: ObjectiveConfig, key: str) -> Objective:
     try:
-        objective = build(config.objective.name, config.objective.knobs)
+        return build(config.name, config.knobs)
     except ValueError as error:
-        raise ConfigError(f"learner.objective: {error}") from None
-    missing = sorted(objective.needs - PROVIDED)
-    if missing:
-        raise ConfigError(
-            f"learner.objective: {objective.name!r} needs {', '.join(missing)} for every token, which this learner "
-            "does not provide; it can be called as a function, see learner/objective"
-        )
-    return objective
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def describe() -> str:
-    """Every objective with its first line, its knobs and what it needs."""
+    """Every objective with its first line, its equation, its knobs, what it needs and its source."""
     blocks = []
     for name, function in OBJECTIVES.items():
         others = [alias for alias, of in ALIASES.items() if of == name]
+        title = name + (f" (also {', '.join(others)})" if others else "")
+        needs = ", ".join(sorted(needs_of(function, {})))
         module = inspect.getdoc(inspect.getmodule(function)) or ""
-        lines = [name + (f" (also {', '.join(others)})" if others else ""), f"  {module.splitlines()[0]}"]
-        lines += [f"  {knob.name} = {knob.default!r}: {knob.allowed()}" for knob in knobs_of(function)]
-        needs = build(name).needs
-        lines += [f"  needs {', '.join(sorted(needs))}"] if needs else []
-        blocks.append("\n".join(lines))
+        lines = [*module.splitlines(), *_knob_lines(knobs_of(function))]
+        lines += [f"needs {needs}"] if needs else []
+        blocks.append("\n".join([title, *(f"  {line}".rstrip() for line in lines)]))
+    blocks.append(
+        "\n".join(["every objective also takes", *(f"  {line}" for line in _knob_lines(knobs_of(regularized)))])
+    )
     return "\n\n".join(blocks)
+
+
+def _knob_lines(knobs: list[Knob]) -> list[str]:
+    return [f"{knob.name} = {knob.default!r}: {knob.allowed()}" for knob in knobs]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from learner.batch import MicroBatch, StepBatch
-from learner.model import PolicyModel
+from learner.model import PolicyModel, TokenOutputs
 from learner.objective.core import Step, TokenLoss, piece_loss
 from learner.objective.statistics import RatioStatistics, ratio_statistics
-from learner.objectives import objective_of
+from learner.objectives import Objectives
+from learner.ranks import ALONE, Ranks
+from learner.shadows import GradientComparison, ShadowOutcome, shadow_outcome
 from shared.config.models import LearnerConfig
 
 
@@ -24,11 +26,15 @@ class StepOutcome:
     """What a step did. NaN where it was skipped before the number existed."""
 
     skipped: str  # '' or the reason why the weights did not change
-    statistics: RatioStatistics
+    own: Step  # the tokens of this rank, as the objective saw them
+    weight: Tensor  # [n] of these tokens: what multiplied advantage * grad log policy
+    cut: Tensor  # [n] bool of these tokens: clipped, capped or masked
+    statistics: RatioStatistics  # of the whole step, over all ranks
     floor_max_nats: float | None  # largest |log ratio| of the tokens that these very weights drew
     loss: float
     grad_norm: float
     learning_rate: float
+    shadows: tuple[ShadowOutcome, ...]
     seconds: float
 
 
@@ -52,102 +58,159 @@ def learning_rate(config: LearnerConfig, step: int) -> float:
     return config.learning_rate * factor[config.schedule]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of a step before its first backward pass."""
+
+    micro_batches: list[MicroBatch]  # of this rank
+    kept: TokenOutputs | None  # with gradient, where the one forward pass serves both phases
+    own: Step  # the tokens of this rank
+    mine: slice  # where they stand among the tokens of all ranks
+    token_loss: TokenLoss  # of the tokens of all ranks
+    shadows: list[TokenLoss]
+    statistics: RatioStatistics
+
+
+def prepare(
+    policy: PolicyModel, batch: StepBatch, objectives: Objectives, beyond: Mapping[str, Tensor], ranks: Ranks
+) -> Prepared:
+    """The first phase: log-probs of the whole step, and what the objectives make of them."""
+    micro_batches = [m.to(policy.device) for m in batch.micro_batches]
+    outputs, kept = _forward(policy, micro_batches, entropy="entropy" in objectives.needs)
+    own = step_tokens(batch, micro_batches, outputs, beyond)
+    tokens, mine = ranks.gather(own)
+    return Prepared(
+        micro_batches=micro_batches,
+        kept=kept,
+        own=own,
+        mine=mine,
+        token_loss=objectives.trained(tokens),
+        shadows=[shadow(tokens) for shadow in objectives.shadows],
+        statistics=ratio_statistics(tokens.log_ratio, tokens.sequence_of, tokens.sequences),
+    )
+
+
 def take_step(
     policy: PolicyModel,
     optimizer: torch.optim.Optimizer,
     batch: StepBatch,
+    objectives: Objectives,
     config: LearnerConfig,
     step: int,
+    *,
+    beyond: Mapping[str, Tensor] | None = None,
     drawn_by: int | None = None,
-    proximal_logprobs: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> StepOutcome:
     """Updates the policy, unless anything on the way is not finite: then the weights stay as they are.
 
     Args:
         policy: the weights to update.
         optimizer: over the policy's weights.
-        batch: the step's groups.
-        config: the learner's section; its objective is what is minimized.
+        batch: this rank's groups; may be without a token where another rank has some.
+        objectives: what is minimized, and what is only looked at.
+        config: the learner's section: learning rate, clipping, how often gradients are compared.
         step: number of this step, from 1.
+        beyond: fields of `Step` that the batch does not have, by name: [n] each, in the order of the micro-batches.
         drawn_by: the version that has exactly the policy's weights now, if any; tokens that it drew show the
             numerics floor.
-        proximal_logprobs: [n], of the policy before the batch's first step, for objectives that need them.
+        ranks: the processes that take this step together.
 
     """
     started = time.monotonic()
     optimizer.zero_grad(set_to_none=True)
-    micro_batches = [m.to(policy.device) for m in batch.micro_batches]
-    logprobs, kept = _step_logprobs(policy, micro_batches)
-    tokens = step_tokens(batch, micro_batches, logprobs, proximal_logprobs)
-    statistics = ratio_statistics(tokens.log_ratio, tokens.sequence_of, tokens.sequences)
-    floor = _floor(tokens.log_ratio, batch, drawn_by)
-    token_loss = objective_of(config)(tokens)
-    rate = learning_rate(config, step) * float(token_loss.step_factor)
-
-    def outcome(skipped: str, loss: float = math.nan, norm: float = math.nan) -> StepOutcome:
-        if skipped:
-            optimizer.zero_grad(set_to_none=True)
-        return StepOutcome(skipped, statistics, floor, loss, norm, rate, time.monotonic() - started)
-
-    if not torch.isfinite(statistics.token_ess):
-        return outcome(f"non-finite ESS ({statistics.token_ess.item()})")
-    loss = token_loss.loss.item()
-    if not math.isfinite(loss) or not math.isfinite(rate):
-        return outcome(f"non-finite loss ({loss}) or learning rate ({rate})", loss)
-    _backward(policy, micro_batches, kept, token_loss)
-    norm = clip_grad_norm_(policy.named_parameters().values(), config.max_grad_norm).item()
-    if not math.isfinite(norm):
-        return outcome(f"non-finite gradient (norm {norm})", loss, norm)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    return outcome("", loss, norm)
-
-
-def step_tokens(
-    batch: StepBatch,
-    micro_batches: Sequence[MicroBatch],
-    policy_logprobs: Tensor,
-    proximal_logprobs: Tensor | None = None,
-) -> Step:
-    """What an objective sees: all trained tokens of the step, in the order of the micro-batches."""
-    device = policy_logprobs.device
-    sizes = torch.tensor([m.trained_tokens for m in micro_batches], device=device)
-    return Step(
-        policy_logprobs=policy_logprobs,
-        behavior_logprobs=torch.cat([m.behavior_logprobs for m in micro_batches]),
-        advantages=torch.cat([m.advantages for m in micro_batches]),
-        sequence_of=torch.cat([m.sequence_of for m in micro_batches]),
-        group_of=batch.group_of.to(device),
-        rewards=torch.from_numpy(batch.rewards).to(device),
-        micro_batch_of=torch.arange(len(micro_batches), device=device).repeat_interleave(sizes),
-        proximal_logprobs=proximal_logprobs,
+    prepared = prepare(policy, batch, objectives, beyond or {}, ranks)
+    parameters = list(policy.named_parameters().values())
+    every = config.shadow_gradients_every
+    comparison = GradientComparison(prepared.shadows, parameters) if every and step % every == 0 else None
+    rate = learning_rate(config, step) * float(prepared.token_loss.step_factor)
+    loss, norm = prepared.token_loss.loss.item(), math.nan
+    skipped = _not_finite(prepared.statistics, loss, rate)
+    if not skipped:
+        _backward(policy, prepared, comparison)
+        ranks.sum_gradients(parameters)
+        norm = clip_grad_norm_(parameters, config.max_grad_norm).item()
+        skipped = "" if math.isfinite(norm) else f"non-finite gradient (norm {norm})"
+    if skipped:
+        optimizer.zero_grad(set_to_none=True)
+    else:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    cosines = comparison.cosines(ranks) if comparison and not skipped else [None] * len(prepared.shadows)
+    return StepOutcome(
+        skipped=skipped,
+        own=prepared.own,
+        weight=prepared.token_loss.weight[prepared.mine],
+        cut=prepared.token_loss.cut[prepared.mine],
+        statistics=prepared.statistics,
+        floor_max_nats=_floor(prepared.own.log_ratio, batch, drawn_by),
+        loss=loss,
+        grad_norm=norm,
+        learning_rate=rate,
+        shadows=tuple(map(shadow_outcome, objectives.shadows, prepared.shadows, cosines)),
+        seconds=time.monotonic() - started,
     )
 
 
-@torch.no_grad()
-def logprobs_now(policy: PolicyModel, batch: StepBatch) -> Tensor:
-    """The step's log-probs under the policy's present weights, [n], without gradient."""
-    return torch.cat([policy.logprobs(m.to(policy.device)) for m in batch.micro_batches])
+def _not_finite(statistics: RatioStatistics, loss: float, rate: float) -> str:
+    """What of these is not finite, or ''."""
+    if not torch.isfinite(statistics.token_ess):
+        return f"non-finite ESS ({statistics.token_ess.item()})"
+    if not math.isfinite(loss) or not math.isfinite(rate):
+        return f"non-finite loss ({loss}) or learning rate ({rate})"
+    return ""
 
 
-def _step_logprobs(policy: PolicyModel, micro_batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor | None]:
-    """policy_logprobs of the whole step, [n], and the same with gradient where one pass serves both."""
+def step_tokens(
+    batch: StepBatch, micro_batches: Sequence[MicroBatch], outputs: TokenOutputs, beyond: Mapping[str, Tensor]
+) -> Step:
+    """What an objective sees: all trained tokens of the step, in the order of the micro-batches."""
+    device = outputs.logprobs.device
+    sizes = torch.tensor([m.trained_tokens for m in micro_batches], device=device, dtype=torch.int64)
+    return Step(
+        policy_logprobs=outputs.logprobs,
+        behavior_logprobs=_joined([m.behavior_logprobs for m in micro_batches], outputs.logprobs),
+        advantages=_joined([m.advantages for m in micro_batches], outputs.logprobs),
+        sequence_of=_joined([m.sequence_of for m in micro_batches], sizes),
+        group_of=batch.group_of.to(device),
+        rewards=torch.from_numpy(batch.rewards).to(device),
+        micro_batch_of=torch.arange(len(micro_batches), device=device).repeat_interleave(sizes),
+        entropy=outputs.entropy,
+        **{name: values.to(device) for name, values in beyond.items()},
+    )
+
+
+def _forward(
+    policy: PolicyModel, micro_batches: Sequence[MicroBatch], *, entropy: bool
+) -> tuple[TokenOutputs, TokenOutputs | None]:
+    """What the policy says of the whole step, without gradient, and with it where one pass serves both."""
     if len(micro_batches) == 1:
-        logprobs = policy.logprobs(micro_batches[0])
-        return logprobs.detach(), logprobs
+        kept = policy.outputs(micro_batches[0], entropy=entropy)
+        return TokenOutputs(kept.logprobs.detach(), kept.entropy.detach() if kept.entropy is not None else None), kept
     with torch.no_grad():
-        return torch.cat([policy.logprobs(m) for m in micro_batches]), None
+        outputs = [policy.outputs(m, entropy=entropy) for m in micro_batches]
+    like = next(iter(policy.named_parameters().values()))
+    entropies = [o.entropy for o in outputs if o.entropy is not None]
+    return TokenOutputs(
+        _joined([o.logprobs for o in outputs], like), _joined(entropies, like) if entropy else None
+    ), None
 
 
-def _backward(
-    policy: PolicyModel, micro_batches: Sequence[MicroBatch], kept: Tensor | None, token_loss: TokenLoss
-) -> None:
-    """Accumulates the gradient of the step's loss."""
-    start = 0
-    for m in micro_batches:
-        logprobs = policy.logprobs(m) if kept is None else kept
-        piece_loss(token_loss, slice(start, start + m.trained_tokens), logprobs).backward()
+def _joined(pieces: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The pieces in one; without any, empty and of that kind."""
+    return torch.cat(list(pieces)) if pieces else like.new_empty(0)
+
+
+def _backward(policy: PolicyModel, prepared: Prepared, comparison: GradientComparison | None) -> None:
+    """The second phase: accumulates the gradient of this rank's part of the step's loss."""
+    start, entropy = prepared.mine.start, prepared.own.entropy is not None
+    for m in prepared.micro_batches:
+        outputs = prepared.kept or policy.outputs(m, entropy=entropy)
+        tokens = slice(start, start + m.trained_tokens)
+        if comparison:
+            comparison.add(tokens, *outputs)
+        piece_loss(prepared.token_loss, tokens, *outputs).backward()
         start += m.trained_tokens
 
 

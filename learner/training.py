@@ -23,13 +23,14 @@ from learner.files import RunFiles, plain
 from learner.intake import Held, Intake
 from learner.minibatches import Minibatch, next_steps, split
 from learner.model import PolicyModel
-from learner.objectives import objective_of
+from learner.objectives import Objectives
 from learner.patience import Patience
+from learner.provision import Provision
 from learner.publish import Publisher, versions_to_keep
 from learner.records import observe_staleness, step_record
 from learner.screening import Rules
 from learner.startup import Begin, config_row
-from learner.step import logprobs_now, take_step
+from learner.step import take_step
 from shared.config import Config
 from shared.control import ControlState, Latest
 from shared.errors import TrainingError
@@ -53,6 +54,8 @@ class Parts:
     publisher: Publisher
     policy: PolicyModel
     optimizer: torch.optim.Optimizer
+    objectives: Objectives
+    provision: Provision
     patience: Patience
     heartbeat: Heartbeat
     metrics: LearnerMetrics
@@ -91,7 +94,13 @@ class Training:
     def rules(self) -> Rules:
         """What a group has to satisfy now."""
         config = self.parts.config
-        return Rules(config.run.id, self.parts.policy.vocab_size, config.admission.max_staleness, self.lineage)
+        return Rules(
+            run_id=config.run.id,
+            vocab_size=self.parts.policy.vocab_size,
+            max_staleness=config.admission.max_staleness,
+            lineage=self.lineage,
+            experts="expert" in self.parts.objectives.trained.needs,
+        )
 
     def collect(self) -> bool:
         """Reads the stream once, at most a second. Returns True when a batch is complete.
@@ -118,20 +127,20 @@ class Training:
         learner = self.parts.config.learner
         waited = time.monotonic() - self._ready_since
         minibatches = split(batch, learner, self.parts.config.run.seed, self.batches)
-        if "proximal_logprobs" in objective_of(learner).needs:
-            for minibatch in minibatches:
-                minibatch.proximal_logprobs = logprobs_now(self.parts.policy, minibatch.step_batch)
-        for minibatch, last_pass in next_steps(minibatches, learner.passes):
+        self.parts.provision.begin_batch(minibatches)
+        for minibatch, number in next_steps(minibatches, learner.passes):
             if not minibatch.ended:
-                self._one_step(minibatch, last_pass, waited)
+                self._one_step(minibatch, number, waited)
                 waited = 0.0
         self.batches += 1
         self._batches_unpublished += 1
         self._batches_unsaved += 1
         self._ready_since = time.monotonic()
 
-    def _one_step(self, minibatch: Minibatch, last_pass: bool, waited: float) -> None:
+    def _one_step(self, minibatch: Minibatch, number: int, waited: float) -> None:
+        """The optimizer step of a minibatch in its pass `number`, from 0."""
         parts, batch = self.parts, minibatch.step_batch
+        last_pass = number == parts.config.learner.passes - 1
         self.step += 1
         parts.heartbeat.set_state(f"training step {self.step}", step=self.step)
         drawn_by = self.lineage.latest if self._steps_unpublished == 0 else None
@@ -139,10 +148,11 @@ class Training:
             parts.policy,
             parts.optimizer,
             batch,
+            parts.objectives,
             parts.config.learner,
             self.step,
-            drawn_by,
-            minibatch.proximal_logprobs,
+            beyond=parts.provision.of_pass(minibatch, number),
+            drawn_by=drawn_by,
         )
         staleness = batch.staleness(self.lineage.staleness)
         applied = [] if outcome.skipped or not last_pass else [h.group.prompt_index for h in minibatch.held]

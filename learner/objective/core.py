@@ -3,7 +3,8 @@
     Step (log-probs of the whole step, no gradient) --objective--> TokenLoss (value and slope of every token)
     loss of a piece = sum_t value_t + slope_t (policy_logprobs_t - sg(policy_logprobs_t))
 
-The slope is the derivative of the whole step's loss with respect to the token's log-prob, statistics of the step
+The slope is the derivative of the whole step's loss with respect to the token's log-prob (and, where the loss has
+the entropy of the policy in it, a second one with respect to that), statistics of the step
 (ESS, quantiles, sequence ratios) included as the objective defines their gradient. So the backward pass knows
 nothing of the objective, the pieces of a step add up exactly however it is cut or spread over ranks, and what
 another objective would have done on the same tokens costs no pass of its own.
@@ -33,10 +34,11 @@ class Step:
     rewards: Tensor  # [B]
     micro_batch_of: Tensor | None = None  # [n], int64; for scopes smaller than the step
     proximal_logprobs: Tensor | None = None  # [n], nats, of the policy before this batch's first step
+    preceding_logprobs: Tensor | None = None  # [n], nats, of the policy before the batch before this one
     ref_logprobs: Tensor | None = None  # [n], nats, of a frozen reference policy
+    entropy: Tensor | None = None  # [n], nats, of the policy's distribution that the token was drawn from
     expert: Tensor | None = None  # [n], bool: written by an expert, not drawn by the behavior policy
     replayed: Tensor | None = None  # [n], bool: trained on before
-    lengths: Tensor | None = None  # [B], tokens of each completion, trained or not; default: trained ones
 
     @property
     def tokens(self) -> int:
@@ -68,6 +70,7 @@ class TokenLoss:
     slope: Tensor  # [n], d loss / d policy_logprobs
     weight: Tensor  # [n], what multiplies advantage * grad log policy in the score term, before aggregation
     cut: Tensor  # [n], bool: clipped, capped or masked
+    entropy_slope: Tensor | None = None  # [n], d loss / d entropy; None where the loss has no entropy in it
     step_factor: Tensor | float = 1.0  # [] multiplies the learning rate of this step
     statistics: Mapping[str, Tensor] = field(default_factory=dict)  # [] each, the objective's own
 
@@ -77,18 +80,28 @@ class TokenLoss:
         return self.value.sum()
 
 
-def piece_loss(token_loss: TokenLoss, tokens: slice | Tensor, policy_logprobs: Tensor) -> Tensor:
+def piece_loss(
+    token_loss: TokenLoss, tokens: slice | Tensor, policy_logprobs: Tensor, entropy: Tensor | None = None
+) -> Tensor:
     """The loss of some of the step's tokens, with gradient; pieces add up to the step's loss.
 
     Args:
         token_loss: of the whole step.
         tokens: which of the step's tokens these are.
         policy_logprobs: [N] theirs, with gradient.
+        entropy: [N] theirs, with gradient; where the loss has entropy in it.
 
     """
-    slope = token_loss.slope[tokens].to(policy_logprobs.dtype)
     value = token_loss.value[tokens].to(policy_logprobs.dtype)
-    return (value + slope * (policy_logprobs - policy_logprobs.detach())).sum()
+    loss = value + _carries(token_loss.slope[tokens], policy_logprobs)
+    if token_loss.entropy_slope is not None and entropy is not None:
+        loss = loss + _carries(token_loss.entropy_slope[tokens], entropy)
+    return loss.sum()
+
+
+def _carries(slope: Tensor, of: Tensor) -> Tensor:
+    """Zero, with the gradient slope * grad of."""
+    return slope.to(of.dtype) * (of - of.detach())
 
 
 def sequence_sum(values: Tensor, step: Step) -> Tensor:

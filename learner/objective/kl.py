@@ -52,6 +52,22 @@ def kl_value_and_slope(log_ratio: Tensor, estimator: KlEstimator) -> tuple[Tenso
     raise ValueError(f"kl_estimator {estimator!r} is none of 'unbiased', 'k3'")
 
 
-def with_gradient(value: Tensor, slope: Tensor, policy_logprobs: Tensor) -> Tensor:
-    """A tensor of this value whose gradient is slope * grad policy_logprobs, exactly."""
-    return value + slope * (policy_logprobs - policy_logprobs.detach())
+def kl_to(log_ratio: Tensor, d: Tensor, estimator: KlEstimator) -> tuple[Tensor, Tensor]:
+    """Estimate of KL(policy || other) from tokens that the behavior policy drew, and its derivative.
+
+        unbiased   r (d - 1) + r exp(-d)     gradient  r d           * grad log policy
+        k3         d + exp(-d) - 1           gradient  (1 - exp(-d)) * grad log policy
+
+    with d = policy_logprobs - log other and r = policy / behavior, which weighs the unbiased estimate. With the
+    behavior policy as the other one it is `kl_value_and_slope`.
+
+    Args:
+        log_ratio: [N], policy - behavior, nats.
+        d: [N], policy - other, nats.
+        estimator: "unbiased" or "k3".
+
+    """
+    if estimator == "unbiased":
+        ratio = log_ratio.exp()
+        return ratio * (d - 1) + (log_ratio - d).exp(), ratio * d
+    return kl_value_and_slope(d, estimator)

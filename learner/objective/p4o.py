@@ -8,11 +8,7 @@
 over the n trained tokens of one optimizer step; no ESS carries a gradient, nor does the mixture. With proximal equal
 to behavior it is P3O; with every ESS 1 it is REINFORCE.
 
-    unbiased   r (d - 1) + exp(-d) r     gradient  r d            * grad log policy
-    k3         d + exp(-d) - 1           gradient  (1 - exp(-d))  * grad log policy
-
-with d = policy_logprobs - log mixture and r = ratio_t: the tokens were drawn from behavior, so its ratio weighs the
-unbiased estimate, whose expectation is KL(policy || mixture).
+The estimators of the KL to the mixture are those of `learner.objective.kl.kl_to`.
 
 Source: FeynRL (FeynRL-project/FeynRL, algs/P4O/p4o.py); no paper. Deviations are P3O's: the estimator is a choice
 (the public code uses k3), the ESS covers the whole step (there a micro-batch), a non-finite ESS stays non-finite
@@ -27,7 +23,7 @@ from torch import Tensor
 from learner.objective.aggregation import token_mean
 from learner.objective.core import Step, TokenLoss, needs
 from learner.objective.ess import weight_sums
-from learner.objective.kl import KlEstimator, kl_value_and_slope
+from learner.objective.kl import KlEstimator, kl_to
 
 
 @needs("proximal_logprobs")
@@ -50,7 +46,7 @@ def p4o(step: Step, *, kl_estimator: KlEstimator = "unbiased") -> TokenLoss:
     log_mixture = mixture_logprobs(
         step.behavior_logprobs, step.proximal_logprobs, 1 - ess_behavior, 1 - ess_proximal
     ).to(log_ratio.dtype)
-    kl, kl_slope = mixture_kl(log_ratio, step.policy_logprobs - log_mixture, kl_estimator)
+    kl, kl_slope = kl_to(log_ratio, step.policy_logprobs - log_mixture, kl_estimator)
     ratio = log_ratio.exp()
     weight = torch.minimum(ratio, ess)
     mean = token_mean(step)
@@ -69,18 +65,3 @@ def mixture_logprobs(behavior: Tensor, proximal: Tensor, behavior_share: Tensor,
     shares = torch.where(fresh, 0.5, torch.stack([behavior_share, proximal_share]))
     log_shares = (shares / shares.sum()).log()
     return torch.logaddexp(log_shares[0] + behavior.double(), log_shares[1] + proximal.double())
-
-
-def mixture_kl(log_ratio: Tensor, d: Tensor, estimator: KlEstimator) -> tuple[Tensor, Tensor]:
-    """The estimate and its derivative with respect to policy_logprobs, [n] each.
-
-    Args:
-        log_ratio: [n], policy - behavior, nats.
-        d: [n], policy - mixture, nats.
-        estimator: "unbiased" or "k3".
-
-    """
-    if estimator == "unbiased":
-        ratio = log_ratio.exp()
-        return ratio * (d - 1) + (log_ratio - d).exp(), ratio * d
-    return kl_value_and_slope(d, estimator)

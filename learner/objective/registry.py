@@ -1,7 +1,7 @@
 """Objectives by name. What an objective needs and which knobs it has is read from its function, written once.
 
 To add one: a file with a function `name(step: Step, *, knob: Annotated[float, Bounds(...)] = default) -> TokenLoss`,
-a test file, and its line in `OBJECTIVES`.
+a test file, and its line in `OBJECTIVES`. Every objective also takes the knobs of `regularized`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from learner.objective.minpro import minpro
 from learner.objective.opmd import asymre, kimi_pmd, opmd
 from learner.objective.p3o import p3o
 from learner.objective.p4o import p4o
+from learner.objective.regularization import regularized
 from learner.objective.reinforce import reinforce
 from learner.objective.sapo import sapo
 from learner.objective.topr import topr
@@ -88,6 +89,12 @@ class Objective:
     needs: frozenset[str]  # names of optional fields of Step that must be there
     function: Callable[[Step], TokenLoss]
 
+    @property
+    def label(self) -> str:
+        """Its name with the knobs that are set, e.g. `p3o(kl_estimator=k3)`."""
+        knobs = ", ".join(f"{name}={value}" for name, value in self.knobs.items())
+        return f"{self.name}({knobs})" if knobs else self.name
+
     def __call__(self, step: Step) -> TokenLoss:
         """Each token's share of the loss. Raises ValueError where the step lacks what the objective needs."""
         missing = sorted(name for name in self.needs if getattr(step, name) is None)
@@ -109,13 +116,26 @@ def build(name: str, knobs: Mapping[str, Any] | None = None) -> Objective:
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(OBJECTIVES))}"
         raise ValueError(f"objective {name!r} is not known; {hint}")
     function = OBJECTIVES[canonical]
-    known = {knob.name: knob for knob in knobs_of(function)}
+    own = {knob.name: knob for knob in knobs_of(function)}
+    added = {knob.name: knob for knob in knobs_of(regularized)}
+    known = own | added
     given = dict(knobs or {})
     for key, value in given.items():
         if key not in known:
-            raise ValueError(f"objective {canonical!r} has no knob {key!r}; it has: {', '.join(known) or 'none'}")
+            raise ValueError(f"objective {canonical!r} has no knob {key!r}; it has: {', '.join(known)}")
         given[key] = _checked(canonical, known[key], value)
-    return Objective(canonical, given, needs_of(function, given), functools.partial(function, **given))
+    needs = needs_of(function, given) | needs_of(regularized, given)
+    call = _composed(
+        functools.partial(function, **{key: given[key] for key in given if key in own}),
+        functools.partial(regularized, **{key: given[key] for key in given if key in added}),
+    )
+    return Objective(canonical, given, needs, call)
+
+
+def _composed(
+    function: Callable[[Step], TokenLoss], add: Callable[[TokenLoss, Step], TokenLoss]
+) -> Callable[[Step], TokenLoss]:
+    return lambda step: add(function(step), step)
 
 
 def knobs_of(function: ObjectiveFunction) -> list[Knob]:

@@ -166,6 +166,9 @@ class RolloutConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     group_size: int = Field(8, ge=1, le=1024)
     """Completions of one prompt."""
+    experts: int = Field(0, ge=0, le=64)
+    """Expert answers added to every group, for an objective that learns from them (chord).
+    The environment gives them, over and over if it has fewer."""
     groups_in_flight: int = Field(16, ge=1, le=4096)
     """Groups that one server generates at once."""
     lag: int = Field(0, ge=0, le=1024)
@@ -240,6 +243,13 @@ class LearnerConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     objective: ObjectiveConfig = ObjectiveConfig()
+    shadows: tuple[ObjectiveConfig, ...] = Field((), max_length=32)
+    """Objectives that only say what they would have done with every batch: loss, weights, what they cut."""
+    shadow_gradients_every: int = Field(0, ge=0)
+    """Optimizer steps between comparisons of the shadows' gradients with the one taken; 0: never. A comparison
+    costs a backward pass and a copy of the gradient for each shadow."""
+    reference: str = ""
+    """Frozen reference model, a folder or a hub name, for objectives that need one. Empty: the starting model."""
     advantage: Literal["group_std", "group_mean", "leave_one_out"] = "group_std"
     """Reward baseline and scale within a group."""
     groups_per_batch: int = Field(32, ge=1, le=65_536)
@@ -335,10 +345,9 @@ class Config(Section):
     def group_bytes_bound(self) -> int:
         """The most bytes that one group can take in the stream."""
         prompt = getattr(self.rollout.engine, "max_model_len", 2048)
-        completions = self.rollout.group_size * (
-            self.rollout.sampling.max_tokens * BYTES_PER_TOKEN + BYTES_PER_TRAJECTORY
-        )
-        return int(4 * prompt + completions + 1024)
+        trajectories = self.rollout.group_size + self.rollout.experts
+        trajectory = self.rollout.sampling.max_tokens * BYTES_PER_TOKEN + BYTES_PER_TRAJECTORY
+        return int(4 * prompt + trajectories * trajectory + 1024)
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:

@@ -12,6 +12,7 @@ from learner.batch import batch_rewards, build_step
 from learner.checkpoint import CheckpointStore, TrainingState, collect_tensors, restore_tensors
 from learner.lineage import START, Segment
 from learner.model import PolicyModel
+from learner.objectives import objectives_of
 from learner.step import make_optimizer, take_step
 from shared.config.models import LearnerConfig
 from shared.errors import CheckpointError
@@ -37,7 +38,8 @@ def trained(tiny_folder: Path, steps: int) -> Trained:
 
 def train(policy: PolicyModel, optimizer: torch.optim.AdamW, step: int) -> None:
     groups = [builders.group(step)]
-    take_step(policy, optimizer, build_step(groups, batch_rewards(groups), "group_std", 10**4), CONFIG, step + 1)
+    batch = build_step(groups, batch_rewards(groups), "group_std", 10**4)
+    take_step(policy, optimizer, batch, objectives_of(CONFIG), CONFIG, step + 1)
 
 
 def store_in(tmp_path: Path) -> tuple[CheckpointStore, list[str]]:

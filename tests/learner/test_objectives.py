@@ -3,17 +3,17 @@
 import pytest
 
 from learner.objective.registry import OBJECTIVES
-from learner.objectives import describe, objective_of
+from learner.objectives import describe, objectives_of
 from shared.config import load_config
 from shared.errors import ConfigError
 
 
 def test_the_default_is_p3o_and_knobs_come_from_the_configuration() -> None:
-    assert objective_of(load_config(None, [], {}).learner).name == "p3o"
+    assert objectives_of(load_config(None, [], {}).learner).trained.name == "p3o"
     config = load_config(None, ["learner.objective={name: grpo, eps_low: 0.1}"], {})
-    assert objective_of(config.learner).knobs == {"eps_low": 0.1}
+    assert objectives_of(config.learner).trained.knobs == {"eps_low": 0.1}
     aliased = load_config(None, ["learner.objective.name=aipo"], {})
-    assert objective_of(aliased.learner).name == "truncated_is"
+    assert objectives_of(aliased.learner).trained.name == "truncated_is"
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,12 @@ def test_the_default_is_p3o_and_knobs_come_from_the_configuration() -> None:
     [
         ("{name: p3p}", "learner.objective: objective 'p3p' is not known; did you mean p3o"),
         ("{name: p3o, clip: 1}", "learner.objective: objective 'p3o' has no knob 'clip'"),
-        ("{name: chord}", "learner.objective: 'chord' needs expert for every token, which this learner does not"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_its_key(objective: str, message: str) -> None:
     config = load_config(None, [f"learner.objective={objective}"], {})
     with pytest.raises(ConfigError, match=message):
-        objective_of(config.learner)
+        objectives_of(config.learner)
 
 
 def test_every_objective_is_described_with_its_knobs() -> None:

@@ -14,6 +14,7 @@ from learner.intake import Held
 from learner.loop import Learner
 from learner.minibatches import split
 from learner.model import PolicyModel
+from learner.objectives import objectives_of
 from learner.step import make_optimizer, take_step
 from learner.training import Training
 from shared.control import Latest
@@ -44,7 +45,7 @@ def uninterrupted(world: World, groups: Sequence[Group]) -> torch.Tensor:
     for step in range(BATCHES):
         held = [Held("", group) for group in groups[4 * step : 4 * step + 4]]
         for minibatch in split(held, learner, world.config.run.seed, step):
-            take_step(policy, optimizer, minibatch.step_batch, learner, step + 1)
+            take_step(policy, optimizer, minibatch.step_batch, objectives_of(learner), learner, step + 1)
     return torch.cat([p.detach().flatten() for p in policy.named_parameters().values()])
 
 

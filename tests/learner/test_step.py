@@ -12,6 +12,7 @@ import torch
 
 from learner.batch import StepBatch, batch_rewards, build_step
 from learner.model import PolicyModel
+from learner.objectives import objectives_of
 from learner.step import learning_rate, make_optimizer, take_step
 from shared.config.models import LearnerConfig
 from shared.types import Group
@@ -38,7 +39,7 @@ def gradient(policy: PolicyModel, batch: StepBatch) -> torch.Tensor:
     config = CONFIG.model_copy(update={"learning_rate": 0.0})
     optimizer = make_optimizer(policy, config)
     before = torch.cat([p.detach().flatten() for p in policy.named_parameters().values()])
-    outcome = take_step(policy, optimizer, batch, config, 1)
+    outcome = take_step(policy, optimizer, batch, objectives_of(config), config, 1)
     assert outcome.skipped == ""
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in policy.named_parameters().values()]))
     return torch.cat([p.grad.flatten() for p in policy.named_parameters().values() if p.grad is not None])
@@ -66,7 +67,9 @@ def test_statistics_do_not_depend_on_micro_batches(tiny_folder: Path) -> None:
     config = CONFIG.model_copy(update={"learning_rate": 0.0})
     seen = []
     for tokens in (10_000, 20):
-        outcome = take_step(policy, make_optimizer(policy, config), cut_into(stale_groups(), tokens), config, 1)
+        outcome = take_step(
+            policy, make_optimizer(policy, config), cut_into(stale_groups(), tokens), objectives_of(config), config, 1
+        )
         seen.append([outcome.loss, outcome.grad_norm, *(v.item() for v in vars(outcome.statistics).values())])
     assert seen[0] == pytest.approx(seen[1], rel=1e-10)
     assert seen[0][2] < 0.9
@@ -81,7 +84,7 @@ def test_a_ratio_that_is_not_finite_skips_the_step(tiny_folder: Path, micro_batc
     groups[0] = replace(groups[0], trajectories=(broken, *others))
     before = policy.sequence_logprobs([[1, 2, 3]])
     optimizer = make_optimizer(policy, CONFIG)
-    outcome = take_step(policy, optimizer, cut_into(groups, micro_batch_tokens), CONFIG, 1)
+    outcome = take_step(policy, optimizer, cut_into(groups, micro_batch_tokens), objectives_of(CONFIG), CONFIG, 1)
     assert "non-finite ESS" in outcome.skipped
     assert policy.sequence_logprobs([[1, 2, 3]]) == before
     assert all(p.grad is None for p in policy.named_parameters().values())
@@ -94,7 +97,7 @@ def test_a_loss_that_is_not_finite_skips_the_step(tiny_folder: Path) -> None:
     rewards = [np.array([0.0, 1e39, 0.0, 1.0]), *batch_rewards(groups)[1:]]
     batch = build_step(groups, rewards, "group_mean", 10_000)
     before = policy.sequence_logprobs([[1, 2, 3]])
-    outcome = take_step(policy, make_optimizer(policy, CONFIG), batch, CONFIG, 1)
+    outcome = take_step(policy, make_optimizer(policy, CONFIG), batch, objectives_of(CONFIG), CONFIG, 1)
     assert "non-finite loss" in outcome.skipped
     assert policy.sequence_logprobs([[1, 2, 3]]) == before
 
@@ -104,7 +107,9 @@ def test_a_gradient_that_is_not_finite_skips_the_step(tiny_folder: Path) -> None
     weight = policy.named_parameters()["model.norm.weight"]
     weight.register_hook(lambda grad: torch.full_like(grad, math.inf))
     before = policy.sequence_logprobs([[1, 2, 3]])
-    outcome = take_step(policy, make_optimizer(policy, CONFIG), cut_into(stale_groups(), 10_000), CONFIG, 1)
+    outcome = take_step(
+        policy, make_optimizer(policy, CONFIG), cut_into(stale_groups(), 10_000), objectives_of(CONFIG), CONFIG, 1
+    )
     assert "non-finite gradient" in outcome.skipped
     assert policy.sequence_logprobs([[1, 2, 3]]) == before
 
@@ -112,7 +117,9 @@ def test_a_gradient_that_is_not_finite_skips_the_step(tiny_folder: Path) -> None
 def test_the_gradient_norm_is_clipped_and_reported_before_clipping(tiny_folder: Path) -> None:
     policy = load(tiny_folder)
     config = CONFIG.model_copy(update={"max_grad_norm": 1e-4, "learning_rate": 0.0})
-    outcome = take_step(policy, make_optimizer(policy, config), cut_into(stale_groups(), 10_000), config, 1)
+    outcome = take_step(
+        policy, make_optimizer(policy, config), cut_into(stale_groups(), 10_000), objectives_of(config), config, 1
+    )
     clipped = torch.cat([p.grad.flatten() for p in policy.named_parameters().values() if p.grad is not None])
     assert outcome.grad_norm > 1e-3
     assert clipped.norm().item() == pytest.approx(1e-4, rel=1e-3)

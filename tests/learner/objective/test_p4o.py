@@ -9,7 +9,8 @@ from torch import Tensor
 
 from learner.objective.kl import KlEstimator
 from learner.objective.p3o import p3o
-from learner.objective.p4o import mixture_kl, p4o
+from learner.objective.kl import kl_to
+from learner.objective.p4o import p4o
 from learner.objective.registry import build
 from learner.objective.reinforce import reinforce
 from tests.learner.objective.steps import SEEDS, assert_matches, assert_same, on_policy, random_step
@@ -70,7 +71,7 @@ def test_the_unbiased_estimate_has_the_kl_to_the_mixture_as_its_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     policy, behavior, mixture = (torch.rand(7, generator=generator, dtype=torch.float64) for _ in range(3))
     policy, behavior, mixture = policy / policy.sum(), behavior / behavior.sum(), mixture / mixture.sum()
-    value, slope = mixture_kl((policy / behavior).log(), (policy / mixture).log(), "unbiased")
+    value, slope = kl_to((policy / behavior).log(), (policy / mixture).log(), "unbiased")
     assert (value >= 0).all()
     logits = policy.log().requires_grad_()
     log_policy = logits.log_softmax(0)
