@@ -12,7 +12,7 @@ from learner.ending import await_evaluation, save_model
 from learner.evaluations import Evaluations
 from learner.files import RunFiles
 from learner.model import PolicyModel, choose_device
-from learner.objectives import objectives_of
+from learner.objectives import servable_objectives
 from learner.patience import Patience
 from learner.provision import Provision, load_reference
 from learner.publish import Publisher
@@ -125,7 +125,7 @@ class Learner:
         store = PolicyStore(config.run.folder / "policy")
         epoch = self._patiently("take an epoch", lambda: take_epoch(self.control, checkpoints))
         self.heartbeat.set_state("loading the model", epoch=epoch)
-        objectives = objectives_of(config.learner)  # refused before anything is loaded
+        objectives = servable_objectives(config)  # refused before anything is loaded
         policy = PolicyModel.load(config.model.path, config.model.dtype, choose_device(config.learner.device))
         reference = load_reference(config, objectives.needs, policy)
         optimizer = make_optimizer(policy, config.learner)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from learner.objective.core import needs_of
 from learner.objective.registry import ALIASES, OBJECTIVES, Knob, Objective, build, knobs_of
 from learner.objective.regularization import regularized
+from shared.config import Config
 from shared.config.models import LearnerConfig, ObjectiveConfig
 from shared.errors import ConfigError
 
@@ -30,6 +31,21 @@ def objectives_of(config: LearnerConfig) -> Objectives:
     """The objectives of the configuration. Raises ConfigError where one is not known or a knob is wrong."""
     shadows = tuple(_built(shadow, f"learner.shadows[{i}]") for i, shadow in enumerate(config.shadows))
     return Objectives(_built(config.objective, "learner.objective"), shadows)
+
+
+def servable_objectives(config: Config) -> Objectives:
+    """The same, and every one can be given what it needs. Raises ConfigError where that cannot be."""
+    objectives = objectives_of(config.learner)
+    experts = config.rollout.experts
+    if experts and "expert" not in objectives.trained.needs:
+        raise ConfigError(
+            f"rollout.experts is {experts}, but learner.objective {objectives.trained.name!r} does not learn from "
+            "experts: set it to 0, or choose an objective that does (chord)"
+        )
+    if not experts and "expert" in objectives.needs:
+        who = [o.name for o in (objectives.trained, *objectives.shadows) if "expert" in o.needs]
+        raise ConfigError(f"objective {who[0]!r} learns from experts: rollout.experts must be at least 1")
+    return objectives
 
 
 def _built(config: ObjectiveConfig, key: str) -> Objective:

@@ -156,7 +156,12 @@ def config_show(*, config: File = None, overrides: Overrides) -> None:
 @config_app.command("validate")
 def config_validate(file: Annotated[Path, typer.Argument(metavar="FILE")], overrides: Overrides) -> None:
     """Check a file; name every key that cannot work, what was given and what is allowed."""
-    _load(file, overrides)
+    from services.objections import of_learner
+    from shared.errors import ConfigError
+
+    problem = of_learner(_load(file, overrides))
+    if problem:
+        raise ConfigError(f"{file}: {problem}")
     typer.echo(f"{file}: valid")
 
 

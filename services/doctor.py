@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,9 +12,10 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from services.launch import threads
+from services.objections import of_learner, of_rollout
 from services.redis_server import REMEDY, find_binary, shown
 from services.tiny_model import is_current
 from shared.config import Config
@@ -48,7 +48,8 @@ def examine(config: Config) -> Iterator[Finding]:
     yield _device(config)
     yield _threads(config)
     if isinstance(config.environment, ReasoningGymConfig):
-        yield _dataset(config.environment)
+        yield _dataset(config.environment, config.rollout.experts)
+    yield _objective(config)
     yield _redis(config)
     yield _model(config)
     yield _disk(config)
@@ -124,28 +125,18 @@ def _threads(config: Config) -> Finding:
     return Finding("ok", "threads", f"{count} for each process ({why})")
 
 
-def _dataset(environment: ReasoningGymConfig) -> Finding:
-    problem = _rollout_says({"name": environment.dataset, "params": environment.params})
+def _dataset(environment: ReasoningGymConfig, experts: int) -> Finding:
+    problem = of_rollout(environment, experts)
     if problem:
         return Finding("fail", "environment", problem, "correct environment; rollout servers refuse it")
     return Finding("ok", "environment", f"{environment.dataset} of reasoning-gym")
 
 
-def _rollout_says(given: dict[str, Any]) -> str:
-    """Lets the rollout room's own check look, in a process of its own; '' where it has no objection."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "rollout.check"],
-            input=json.dumps(given),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"cannot be checked: {error}"
-    said = done.stderr.strip().splitlines() or [f"the check left with exit code {done.returncode}"]
-    return said[-1] if done.returncode else ""
+def _objective(config: Config) -> Finding:
+    problem = of_learner(config)
+    if problem:
+        return Finding("fail", "objective", problem, "`trustbatch objectives` lists them; the learner refuses this")
+    return Finding("ok", "objective", config.learner.objective.name)
 
 
 def _redis(config: Config) -> Finding:

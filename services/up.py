@@ -11,6 +11,7 @@ from rich.console import Console
 
 from services import run_folder
 from services.facts import ask_facts
+from services.objections import of_learner
 from services.outcome import Outcome
 from services.report import PLOT, SUMMARY, write_report
 from services.supervisor import Supervisor
@@ -33,6 +34,9 @@ def run_up(file: Path | None, overrides: Sequence[str], name: str | None, resume
     else:
         config = which_run(config, name, placed_by_hand(overrides))
     check_ports(config)
+    objection = of_learner(config)
+    if objection:
+        raise ConfigError(objection)
     if not resume:
         run_folder.create(config)
     screen = open_screen(console)

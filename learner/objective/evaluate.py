@@ -34,8 +34,11 @@ def evaluate(
     rewards: Tensor | None = None,
     group_of: Tensor | None = None,
     proximal_logprobs: Tensor | None = None,
+    preceding_logprobs: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
+    entropy: Tensor | None = None,
     expert: Tensor | None = None,
+    replayed: Tensor | None = None,
     **knobs: Any,
 ) -> Evaluation:
     """Evaluates an objective on a whole optimizer step.
@@ -49,8 +52,11 @@ def evaluate(
         rewards: [B], for objectives that look at them; default: each completion's mean advantage.
         group_of: [B], int64, for objectives that look at groups; default: all of one group.
         proximal_logprobs: [B, T], where the objective needs them.
+        preceding_logprobs: [B, T], likewise.
         ref_logprobs: [B, T], likewise.
+        entropy: [B, T], nats, with gradient, likewise.
         expert: [B, T], bool, likewise.
+        replayed: [B, T], bool, likewise.
         **knobs: of the objective.
 
     Raises:
@@ -85,10 +91,14 @@ def evaluate(
         rewards=rewards,
         micro_batch_of=torch.zeros_like(sequence_of),
         proximal_logprobs=flat(proximal_logprobs),
+        preceding_logprobs=flat(preceding_logprobs),
         ref_logprobs=flat(ref_logprobs),
+        entropy=flat(entropy),
         expert=flat(expert),
+        replayed=flat(replayed),
     )
     token_loss = objective(step)
     statistics = ratio_statistics(step.log_ratio, sequence_of, batch)
-    loss = piece_loss(token_loss, slice(None), trained)
+    trained_entropy = None if entropy is None else entropy[loss_mask]
+    loss = piece_loss(token_loss, slice(None), trained, trained_entropy)
     return Evaluation(loss, statistics.token_ess, statistics.sequence_ess, statistics, token_loss)

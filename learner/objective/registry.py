@@ -30,6 +30,7 @@ from learner.objective.p3o import p3o
 from learner.objective.p4o import p4o
 from learner.objective.regularization import regularized
 from learner.objective.reinforce import reinforce
+from learner.objective.remix import remix
 from learner.objective.sapo import sapo
 from learner.objective.topr import topr
 from learner.objective.truncated_is import truncated_is
@@ -58,6 +59,7 @@ OBJECTIVES: dict[str, ObjectiveFunction] = {
     "minirl": minirl,
     "chord": chord,
     "p4o": p4o,
+    "remix": remix,
 }
 
 ALIASES: dict[str, str] = {"aipo": "truncated_is"}

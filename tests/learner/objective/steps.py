@@ -34,6 +34,8 @@ def random_step(
         "group_of": torch.arange(len(lengths)) // group,
         "rewards": rewards,
         "proximal_logprobs": behavior + spread * normal(len(of)),
+        "preceding_logprobs": behavior + spread * normal(len(of)),
+        "ref_logprobs": behavior + spread * normal(len(of)),
     }
     return Step(**(made | fields))
 
@@ -41,7 +43,8 @@ def random_step(
 def on_policy(step: Step) -> Step:
     """The same step as if the policy itself had just drawn it."""
     now = step.policy_logprobs
-    return dataclasses.replace(step, behavior_logprobs=now, proximal_logprobs=now)
+    others = ("behavior_logprobs", "proximal_logprobs", "preceding_logprobs", "ref_logprobs")
+    return dataclasses.replace(step, **dict.fromkeys(others, now))
 
 
 def one_token_each(step: Step) -> Step:

@@ -40,6 +40,7 @@ def test_every_objective_can_be_called_so(name: str) -> None:
     policy, behavior, advantages, mask = padded()
     given = {
         "proximal_logprobs": torch.where(mask, behavior + 0.1, math.nan),
+        "preceding_logprobs": torch.where(mask, behavior + 0.2, math.nan),
         "ref_logprobs": torch.where(mask, behavior - 0.1, math.nan),
         "expert": torch.zeros_like(mask),
     }
