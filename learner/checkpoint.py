@@ -29,6 +29,7 @@ from shared.store import MANIFEST, StoredFile, seal, stored_file, sync_folder, u
 
 _NAME = re.compile(r"e(\d{4,})-n(\d{6,})-s(\d{8,})")
 _STATE = "state.json"
+_EPOCH = "epoch-"  # empty files: the newest is the learner that the run belongs to
 _PARTS = ("model", "optimizer", "rng")
 TORN = ".torn"
 
@@ -106,8 +107,21 @@ class CheckpointStore:
         return [n for n in self._all() if _NAME.fullmatch(n) and (self.root / n / MANIFEST).is_file()]
 
     def newest_epoch(self) -> int:
-        """The highest learner epoch that ever wrote here."""
-        return max((parts[0] for parts in map(_parts, self._all())), default=0)
+        """The highest learner epoch that ever began here; also known where Redis has lost its data."""
+        begun = [int(path.name.removeprefix(_EPOCH)) for path in self.root.glob(_EPOCH + "[0-9]*")]
+        return max([0, *begun, *(parts[0] for parts in map(_parts, self._all()))])
+
+    def begin_epoch(self, epoch: int) -> bool:
+        """Claims an epoch for one learner, for good; False where another one has it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            (self.root / f"{_EPOCH}{epoch}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        sync_folder(self.root)
+        for older in range(1, epoch):
+            (self.root / f"{_EPOCH}{older}").unlink(missing_ok=True)
+        return True
 
     def versions(self) -> list[int]:
         """The policy versions from which a restore may have to go on."""

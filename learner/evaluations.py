@@ -29,6 +29,11 @@ class Evaluations:
         self._patiently("ask for an evaluation", lambda: self._control.request_evaluation(version))
         self._open.add(version)
 
+    def ask_again(self) -> None:
+        """After Redis has lost data: what is open is asked for once more."""
+        for version in sorted(self._open):
+            self._control.request_evaluation(version)
+
     def answered(self, version: int) -> bool:
         """True if a requested evaluation has come back."""
         return version not in self._open

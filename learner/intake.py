@@ -1,7 +1,7 @@
 """From the stream to a batch of groups, oldest first; whatever is not trained on leaves with a reason.
 
-read -> finished already? skip (deleted late, like an applied one)
--> not trainable?    dead letter: copied, credit freed, deleted at once
+read -> finished already? skip (deleted late, like an applied one); a requeued dead letter is looked at again
+-> not trainable?    dead letter: moved out of the stream, credit freed
 -> failed, stale?    dropped: credit freed, deleted late
 -> else              held until the batch is full
 """
@@ -9,17 +9,16 @@ read -> finished already? skip (deleted late, like an applied one)
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from learner.files import RunFiles, plain
 from learner.ledger import Ledger
 from learner.patience import Patience
 from learner.screening import Refused, Rules, foreign, screen
-from shared.errors import OutOfMemoryError
+from shared.letters import Letter
 from shared.log import Logger
 from shared.metrics import LearnerMetrics
 from shared.records import Dropped
-from shared.store import write_durably
 from shared.stream import Entry, GroupReader
 from shared.types import Group
 
@@ -48,6 +47,7 @@ class Intake:
         log: Logger,
         batch_groups: int,
         group_bytes: int,
+        dead_letter_bytes: int,
     ) -> None:
         self._reader = reader
         self._ledger = ledger
@@ -57,6 +57,7 @@ class Intake:
         self._log = log
         self._batch_groups = batch_groups
         self._read_count = max(1, READ_BYTES // group_bytes)
+        self._dead_letter_bytes = dead_letter_bytes
         self.held: list[Held] = []
 
     @property
@@ -90,9 +91,12 @@ class Intake:
         stranger = foreign(entry, rules.run_id)
         if stranger:
             # Its index may be that of another, good entry: the ledger must not learn of it.
-            self._end(-1, stranger)
             self._release(entry.prompt_index)
-            self._discard(entry, stranger)
+            self._bury(replace(entry, prompt_index=-1), stranger)
+        elif entry.prompt_index in self._ledger.buried:
+            self._ledger.unbury(entry.prompt_index)
+            self._log.info("a dead letter was requeued", group_id=entry.group_id)
+            self._sort(entry, screen(entry, rules))
         elif entry.prompt_index in self._ledger.finished or self._is_held(entry.prompt_index):
             self._ledger.duplicates += 1
             self._ledger.schedule(entry.entry_id)
@@ -103,10 +107,10 @@ class Intake:
         if isinstance(result, Group):
             self.held.append(Held(entry.entry_id, result))
             return
-        self._end(entry.prompt_index, result)
         if result.dead_letter:
-            self._discard(entry, result)
+            self._bury(entry, result)
         else:
+            self._end(entry.prompt_index, result)
             self._ledger.schedule(entry.entry_id)
 
     def _is_held(self, prompt_index: int) -> bool:
@@ -115,6 +119,11 @@ class Intake:
     def _end(self, prompt_index: int, refused: Refused) -> None:
         """Counts, records and frees a group that will never be applied."""
         self._ledger.end(prompt_index, refused.reason)
+        self._note(prompt_index, refused)
+        self._release(prompt_index)
+
+    def _note(self, prompt_index: int, refused: Refused) -> None:
+        """Writes down that a group has left, and why."""
         self._metrics.groups_dropped.labels(refused.reason).inc()
         trajectories = refused.group.trajectories if refused.group else ()
         n = len(trajectories)
@@ -129,22 +138,15 @@ class Intake:
         self._files.dropped.append(plain(dropped))
         group_id = refused.group.group_id if refused.group else None
         self._log.warning("group dropped", group_id=group_id, reason=refused.reason, detail=refused.detail)
-        self._release(prompt_index)
 
     def _release(self, prompt_index: int) -> None:
         if prompt_index >= 0:
             self._patiently("free a group's credit", lambda: self._reader.release([prompt_index]))
 
-    def _discard(self, entry: Entry, refused: Refused) -> None:
-        """Copies an entry to the dead letters, then deletes it."""
-        self._patiently("keep a dead letter", lambda: self._keep(entry, refused))
-        self._patiently("delete a dead letter", lambda: self._reader.delete([entry.entry_id]))
-
-    def _keep(self, entry: Entry, refused: Refused) -> None:
-        try:
-            self._reader.dead_letter(entry, refused.reason, refused.detail)
-        except OutOfMemoryError:  # the copy must not need what only its deletion frees
-            folder = self._files.folder / "dead_letters"
-            folder.mkdir(exist_ok=True)
-            write_durably(folder / f"{entry.entry_id}.msgpack", entry.payload)
-            self._log.warning("dead letter kept in a file: Redis is at maxmemory", file=str(folder / entry.entry_id))
+    def _bury(self, entry: Entry, refused: Refused) -> None:
+        """Ends a group as a dead letter: what it was is kept, its entry and its credit are free."""
+        self._ledger.bury(entry.prompt_index, refused.reason)
+        self._note(entry.prompt_index, refused)
+        server = refused.group.server_id if refused.group else ""
+        letter = Letter(entry.group_id, entry.prompt_index, refused.reason, refused.detail, server, time.time())
+        self._patiently("keep a dead letter", lambda: self._reader.dead_letter(entry, letter, self._dead_letter_bytes))

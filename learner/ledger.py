@@ -19,6 +19,7 @@ class Ledger:
 
     def __init__(self, finished: Intervals | None = None, counts: dict[str, Any] | None = None) -> None:
         self.finished = finished or Intervals()
+        self.buried = Intervals(tuple(pair) for pair in (counts or {}).get("buried", ()))  # ended as a dead letter
         self.unannounced: list[int] = []  # applied, their credit not yet free
         self.deletable: list[str] = []  # entry ids
         self.applied = int((counts or {}).get("applied", 0))
@@ -40,6 +41,17 @@ class Ledger:
         if prompt_index >= 0:
             self.finished.add(prompt_index)
         self.dropped[reason] += 1
+
+    def bury(self, prompt_index: int, reason: str) -> None:
+        """The group ended as a dead letter: a later entry of its prompt gets another chance."""
+        self.end(prompt_index, reason)
+        if prompt_index >= 0:
+            self.buried.add(prompt_index)
+
+    def unbury(self, prompt_index: int) -> None:
+        """A dead letter was put back into the stream."""
+        self.buried = self.buried.without([prompt_index])
+        self.finished = self.finished.without([prompt_index])
 
     def schedule(self, entry_id: str) -> None:
         """The entry is to be deleted after the next two checkpoints."""
@@ -78,4 +90,5 @@ class Ledger:
 
     def counts(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"applied": self.applied, "duplicates": self.duplicates, "dropped": dict(self.dropped)}
+        counts = {"applied": self.applied, "duplicates": self.duplicates, "dropped": dict(self.dropped)}
+        return {**counts, "buried": list(self.buried.pairs())}

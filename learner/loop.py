@@ -16,7 +16,14 @@ from learner.objectives import servable_objectives
 from learner.patience import Patience
 from learner.provision import Provision, load_reference
 from learner.publish import Publisher
-from learner.startup import abandon_lines, await_predecessor, report_changes, restore, take_epoch
+from learner.startup import (
+    abandon_lines,
+    await_predecessor,
+    remember_buried,
+    report_changes,
+    restore,
+    take_epoch,
+)
 from learner.step import make_optimizer
 from learner.training import Parts, Training
 from shared.config import Config
@@ -32,7 +39,6 @@ from shared.store import PolicyStore
 from shared.stream import Backlog, GroupReader, backlog
 
 PAUSE_POLL_S = 0.2
-REOPEN_S = 2.0  # between two tries to see groups that were delivered but not received
 LONGEST_PROBE = 32  # tokens
 
 
@@ -71,9 +77,9 @@ class Learner:
             epoch=0,
         )
         self._patiently = Patience(self._reopen, self.heartbeat.set_state, stop, log)
-        self._phase: Phase | None = None
+        self._phase: tuple[Phase, str] | None = None
+        self._epoch = 0  # none yet
         self._idle: Deadline | None = None
-        self._opened_at = time.monotonic()
 
     def run(self) -> None:
         """From start to end. Raises what ended it early; the run's phase then says so."""
@@ -110,20 +116,22 @@ class Learner:
         self._patiently("see whether another learner lives", lambda: await_predecessor(self.control, lease_s))
         self.heartbeat.start()
         self._tell_phase("starting")
-        files = RunFiles(config.run.folder)
-        self.training = self._begin(files)
+        self.training = self._begin()
         self._patiently("open the stream", self._reopen)
+        files = self.training.parts.files
         self.evaluations = Evaluations(self.control, files, self._patiently, config.learner.target_heldout_accuracy)
         self.evaluations.request(self.training.lineage.latest)
         self._tell_phase("running")
         self.log.info("started", step=self.training.step, policy_version=self.training.lineage.latest)
 
-    def _begin(self, files: RunFiles) -> Training:
+    def _begin(self) -> Training:
         """Restores the newest good checkpoint, if any, and publishes the weights to begin with."""
         config = self.config
         checkpoints = CheckpointStore(config.run.folder / "checkpoints", config.learner.keep_checkpoints, self._warn)
         store = PolicyStore(config.run.folder / "policy")
         epoch = self._patiently("take an epoch", lambda: take_epoch(self.control, checkpoints))
+        self._epoch = epoch
+        files = RunFiles(config.run.folder)
         self.heartbeat.set_state("loading the model", epoch=epoch)
         objectives = servable_objectives(config)  # refused before anything is loaded
         policy = PolicyModel.load(config.model.path, config.model.dtype, choose_device(config.learner.device))
@@ -132,11 +140,12 @@ class Learner:
         begin, checkpoint = self._patiently(
             "read the published versions", lambda: restore(checkpoints, store, self.control, policy, optimizer)
         )
+        reader = GroupReader(self._client, self._keys, epoch)
+        remember_buried(begin.ledger, self._patiently("read what is buried", reader.buried))
         abandoned = abandon_lines(files, begin)
         if checkpoint is not None:
             report_changes(checkpoint.state.config, config, self.log)
             self.log.info("restored", checkpoint=checkpoint.name, step=begin.step, abandoned_steps=abandoned)
-        reader = GroupReader(self._client, self._keys, epoch)
         longest = min(LONGEST_PROBE, getattr(config.rollout.engine, "max_model_len", LONGEST_PROBE))
         publisher = Publisher(store, self.control, reader, epoch, policy, longest)
         training = Training(
@@ -209,7 +218,7 @@ class Learner:
             self._idle = None
         elif self._idle.remaining == 0.0:
             raise DeadlineError(self._what_is_missing(now))
-        elif training.is_blind(now) and time.monotonic() - self._opened_at > REOPEN_S:
+        elif training.is_blind(now):
             self._patiently("read delivered groups again", self._reopen)
         if training.is_pressed(now, waiting=True):
             training.write_checkpoint()
@@ -218,10 +227,10 @@ class Learner:
 
     def _paused(self) -> bool:
         if not self._patiently("see whether the run is paused", self.control.paused):
-            if self._phase == "paused":
+            if self._phase_is("paused"):
                 self._tell_phase("running")
             return False
-        if self._phase != "paused":
+        if not self._phase_is("paused"):
             self._tell_phase("paused", "by the operator")
         self.heartbeat.set_state("paused by the operator")
         self._idle = None
@@ -286,20 +295,27 @@ class Learner:
     def _fail(self, error: Exception) -> None:
         reason = str(error) or type(error).__name__
         self.heartbeat.set_state("failed")
-        with suppress(StreamError):
-            self.control.set_phase("failed", reason)
+        with suppress(StreamError, FencedError):
+            self.control.set_phase("failed", reason, self._epoch)
         self.heartbeat.stop()
 
     # -- Redis ----------------------------------------------------------------------------------
     def _tell_phase(self, phase: Phase, reason: str = "") -> None:
-        self._phase = phase
-        self._patiently.tell("tell the phase", lambda: self.control.set_phase(phase, reason))
+        self._phase = phase, reason
+        self._patiently("tell the phase", lambda: self.control.set_phase(phase, reason, self._epoch))
+
+    def _phase_is(self, phase: Phase) -> bool:
+        return self._phase is not None and self._phase[0] == phase
 
     def _reopen(self) -> None:
         """After an outage; before the learner has begun there is nothing to open."""
-        if hasattr(self, "training"):
-            self.training.reopen()
-            self._opened_at = time.monotonic()
+        if not hasattr(self, "training"):
+            return
+        forgot = self.training.reopen()
+        if self._phase is not None:
+            self.control.set_phase(*self._phase, self._epoch)
+        if forgot and hasattr(self, "evaluations"):
+            self.evaluations.ask_again()
 
     def _warn(self, text: str) -> None:
         self.log.warning(text)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from shared.errors import AccessError, DeadlineError, OutOfMemoryError, StreamError
+from shared.errors import AccessError, DataLossError, DeadlineError, OutOfMemoryError, StreamError
 from shared.log import Logger
 from shared.process import Deadline, StopFlag
 
@@ -62,7 +62,8 @@ class Patience:
 
     def _again(self, purpose: str, command: Callable[[], T], error: StreamError) -> T:
         deadline = Deadline(f"Redis, to {purpose}", self._outage_s)
-        self._log.warning("redis is away", purpose=purpose, error=str(error))
+        said = "redis has lost data" if isinstance(error, DataLossError) else "redis is away"
+        self._log.warning(said, purpose=purpose, error=str(error))
         while not self._stop:
             self._say(f"waiting for Redis, to {purpose}")
             if deadline.remaining == 0.0:

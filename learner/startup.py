@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,9 @@ def _is_former_self(other: dict[str, Any]) -> bool:
 
 
 def take_epoch(control: ControlState, checkpoints: CheckpointStore) -> int:
-    """A new epoch, above every one that wrote a checkpoint (a Redis that lost its data counts from 1 again)."""
+    """A new epoch, above every one that began in this run folder (a Redis that lost its data counts from 1 again)."""
     newest = checkpoints.newest_epoch()
-    while (epoch := control.take_epoch()) <= newest:
+    while (epoch := control.take_epoch()) <= newest or not checkpoints.begin_epoch(epoch):
         pass
     return epoch
 
@@ -90,12 +91,22 @@ def restore(
     ), checkpoint
 
 
+def remember_buried(ledger: Ledger, buried: Mapping[int, str]) -> None:
+    """Adds the prompts that ended as dead letters after the checkpoint: their entries are gone from the stream."""
+    for index, reason in buried.items():
+        if index in ledger.finished:
+            ledger.buried.add(index)
+        else:
+            ledger.bury(index, reason)
+
+
 def abandon_lines(files: RunFiles, begin: Begin) -> int:
     """Leaves only the surviving lineage in the run's files. Returns how many history lines were abandoned."""
     finished = begin.ledger.finished
-    files.dropped.abandon(lambda row: row["prompt_index"] < 0 or row["prompt_index"] in finished)
-    files.evaluations.abandon(lambda row: row["policy_version"] in begin.lineage)
-    return files.history.abandon(lambda row: row["step"] <= begin.step)
+    files.lost.take_over(lambda row: True)
+    files.dropped.take_over(lambda row: row["prompt_index"] < 0 or row["prompt_index"] in finished)
+    files.evaluations.take_over(lambda row: row["policy_version"] in begin.lineage)
+    return files.history.take_over(lambda row: row["step"] <= begin.step)
 
 
 def report_changes(stored: dict[str, Any], config: Config, log: Logger) -> None:

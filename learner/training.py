@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain, pairwise, takewhile
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from learner.checkpoint import CheckpointStore, TrainingState, collect_tensors
 from learner.evaluations import Evaluations
 from learner.files import RunFiles, plain
 from learner.intake import Held, Intake
+from learner.losses import FORGOTTEN, TAKEN_OUT, Losses, said
 from learner.minibatches import Minibatch, next_steps, split
 from learner.model import PolicyModel
 from learner.objectives import Objectives
@@ -32,8 +35,8 @@ from learner.screening import Rules
 from learner.startup import Begin, config_row
 from learner.step import take_step
 from shared.config import Config
-from shared.control import ControlState, Latest
-from shared.errors import TrainingError
+from shared.control import LEARNER, ControlState, Latest
+from shared.errors import FencedError, OutOfMemoryError, TrainingError
 from shared.heartbeat import Heartbeat
 from shared.log import Logger, on_every_line
 from shared.metrics import LearnerMetrics
@@ -80,7 +83,9 @@ class Training:
             parts.log,
             parts.config.learner.groups_per_batch,
             parts.config.group_bytes_bound,
+            int(parts.config.admission.dead_letter_bytes),
         )
+        self.losses = Losses(parts.files.lost, parts.metrics, parts.log)
         self.records: list[StepRecord] = []  # of the batch, not yet written down
         self._announced: tuple[Latest, int] | None = None  # and the oldest version kept
         self._skipped_in_a_row = 0
@@ -88,6 +93,8 @@ class Training:
         self._batches_unpublished = 0
         self._batches_unsaved = 0
         self._ready_since = time.monotonic()
+        self._waited_for = False  # there were groups to train on when the backlog was read last
+        self._read_nothing = False
 
     # -- collect --------------------------------------------------------------------------------
     @property
@@ -110,12 +117,42 @@ class Training:
 
         """
         self._check_epoch()
-        self.intake.read(self.rules)
+        self._hear_claims()
+        self._read_nothing = self.intake.read(self.rules) == 0
         return self.intake.full
 
     def is_blind(self, backlog: Backlog) -> bool:
-        """True if there are groups to train on that no read shows: delivered once, and never received."""
-        return backlog.unapplied > len(self.intake.held) + len(self.ledger.unannounced)
+        """True if the newest read came back empty, although there were groups to train on before it.
+
+        They were delivered and never received, or somebody took their entries out of the stream.
+        """
+        waiting = backlog.unapplied > len(self._in_hand)
+        blind = self._waited_for and waiting and self._read_nothing
+        self._waited_for = waiting
+        return blind
+
+    @property
+    def _in_hand(self) -> set[int]:
+        """Prompt indices that hold credit and whose groups the learner has."""
+        return {held.group.prompt_index for held in self.intake.held} | set(self.ledger.unannounced)
+
+    def _hear_claims(self) -> None:
+        """Names the groups that a server misses and that are not here either."""
+        claims = self.parts.patience("hear what servers miss", self.parts.reader.claims)
+        if not claims:
+            return
+        here = {i for i in claims if i in self.ledger.finished} | self._in_hand
+        lost = [index for index in claims if index not in here]
+        self._name_lost(lost, FORGOTTEN)
+        present = [index for index in claims if index in here]
+        self.parts.patience("settle claims", lambda: self.parts.reader.settle(len(claims), present))
+        self.parts.patience("count again what was acknowledged", self.reopen)
+
+    def _name_lost(self, indices: Sequence[int], cause: str) -> None:
+        self.losses.name(indices, cause)
+        if indices:
+            told = said(indices, cause)
+            self.parts.patience.tell("tell a loss", lambda: self.parts.control.add_event("loss", told, LEARNER))
 
     def discount_wait(self) -> None:
         """The time until now was not spent on waiting for groups."""
@@ -227,15 +264,40 @@ class Training:
         members = self.parts.control.members().values()
         return max([self.parts.config.rollout.lag, *(int(m.get("lag") or 0) for m in members if m)])
 
-    def reopen(self) -> None:
-        """Opens the stream, and tells Redis again what it may have lost with its last second."""
-        control = self.parts.control
-        self.parts.reader.open(self.ledger.credited)
-        if self._announced is not None:
-            latest, oldest_kept = self._announced
-            known = control.latest()
-            if known is None or known.policy_version < latest.policy_version:
-                control.announce(self.parts.epoch, latest, oldest_kept, [])
+    def reopen(self) -> bool:
+        """Opens the stream, and tells Redis again what it may have lost. Returns whether it had lost anything.
+
+        Raises:
+            FencedError: another learner has begun, even where Redis does not remember it any more.
+            StreamError: Redis cannot be reached.
+
+        """
+        parts = self.parts
+        if parts.checkpoints.newest_epoch() > parts.epoch:
+            raise FencedError("another learner has taken over this run; this one stops without writing")
+        opened = parts.reader.open(self.ledger.credited, self._in_hand, self.losses.count)
+        if opened.forgot:
+            parts.log.error("redis had lost data of this run: what the learner knows was restored", epoch=parts.epoch)
+        self.losses.name(opened.lost, TAKEN_OUT)
+        if opened.lost:
+            with suppress(OutOfMemoryError):
+                parts.control.add_event("loss", said(opened.lost, TAKEN_OUT), LEARNER)
+        forgot_version = self._announce_again()
+        return opened.forgot or forgot_version
+
+    def _announce_again(self) -> bool:
+        """Where Redis has an older version than was announced, announces it again, with its ancestry."""
+        if self._announced is None:
+            return False
+        control, (latest, oldest_kept) = self.parts.control, self._announced
+        known = control.latest()
+        if known is not None and known.policy_version >= latest.policy_version:
+            return False
+        descent = pairwise(chain(self.lineage.ancestors(latest.policy_version), [-1]))
+        parents = dict(takewhile(lambda pair: pair[0] >= oldest_kept, descent))
+        control.restore_parents(self.parts.epoch, parents)
+        control.announce(self.parts.epoch, latest, oldest_kept, [])
+        return True
 
     # -- record ---------------------------------------------------------------------------------
     def record(self) -> None:
@@ -255,7 +317,7 @@ class Training:
             tries.append(1)
             rows = self.parts.control.history(last=1) if len(tries) > 1 else []
             if rows[-1:] != [row]:  # an earlier try may have come through without its answer
-                self.parts.control.add_history(row)
+                self.parts.control.add_history(row, self.parts.epoch)
 
         self.parts.patience.tell("add to the history", add_once)
 
@@ -312,5 +374,8 @@ class Training:
     def delete_finished(self) -> None:
         """Deletes the entries of groups that the checkpoint before the newest one had finished."""
         entry_ids = list(self.ledger.deletable)
-        self.parts.patience("delete finished groups", lambda: self.parts.reader.delete(entry_ids))
+        deleted = self.parts.patience("delete finished groups", lambda: self.parts.reader.delete(entry_ids))
         self.ledger.deleted(entry_ids)
+        if deleted.missing:
+            self.parts.log.warning("somebody else has taken entries out of the stream", entries=deleted.missing)
+            self.parts.patience("look for what else is gone", self.reopen)

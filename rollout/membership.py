@@ -15,6 +15,7 @@ from rollout.parts import Parts
 from rollout.status import component_of
 from shared.admission import Admission
 from shared.errors import ConfigError, StreamError
+from shared.stream import GroupWriter
 
 RENEWALS_PER_LEASE = 3
 NAME_POLL_S = 0.2
@@ -49,10 +50,11 @@ def _is_former_self(other: dict[str, Any]) -> bool:
 
 
 class LeaseKeeper:
-    """A thread that renews the server's leases, also while the event loop is busy."""
+    """A thread that renews the server's leases, and looks whether Redis has forgotten any of its groups."""
 
-    def __init__(self, admission: Admission, lease_s: float) -> None:
+    def __init__(self, admission: Admission, writer: GroupWriter, lease_s: float) -> None:
         self._admission = admission
+        self._writer = writer
         self._interval_s = lease_s / RENEWALS_PER_LEASE
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
@@ -68,4 +70,5 @@ class LeaseKeeper:
     def _run(self) -> None:
         while not self._ending.wait(self._interval_s):
             with suppress(StreamError):  # Redis is away: leases outlast two missed renewals, and an outage
+                self._writer.confirm()  # before the renewal: what it gives back is not renewed
                 self._admission.renew()

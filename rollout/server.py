@@ -63,7 +63,7 @@ class RolloutServer:
         self._admitter: Admitter | None = None
         self._follower: Follower | None = None
         self._registered = False
-        self._lease_keeper = LeaseKeeper(parts.admission, parts.config.admission.lease_s)
+        self._lease_keeper = LeaseKeeper(parts.admission, parts.writer, parts.config.admission.lease_s)
 
     def stop(self) -> None:
         """Asks for an orderly stop; from the event loop's thread."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from shared import scripts
-from shared.errors import FencedError
+from shared.errors import DataLossError, FencedError
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
 
@@ -53,6 +53,9 @@ class ControlState:
         self._client = client
         self._keys = keys
         self._announce = Script(client, scripts.ANNOUNCE, [keys.epoch, keys.unapplied, keys.latest, keys.parents])
+        self._restore_parents = Script(client, scripts.RESTORE_PARENTS, [keys.epoch, keys.parents])
+        self._set_phase = Script(client, scripts.SET_PHASE, [keys.epoch, keys.phase])
+        self._add_history = Script(client, scripts.ADD_HISTORY, [keys.epoch, keys.history])
         self._claim = Script(client, scripts.CLAIM_EVALUATION, [keys.evaluation_jobs])
         self._release = Script(client, scripts.RELEASE_EVALUATION, [keys.evaluation_jobs])
 
@@ -88,11 +91,19 @@ class ControlState:
             return int(self._client.incr(self._keys.epoch))
 
     def check_epoch(self, epoch: int) -> None:
-        """Raises FencedError where this epoch is no longer the newest: look before writing files."""
+        """Look before writing files.
+
+        Raises:
+            FencedError: another learner has a higher epoch.
+            DataLossError: Redis knows none, or a lower one, so it is not the Redis that gave this one out.
+
+        """
         with translated():
-            current = self._client.get(self._keys.epoch)
-        if current is None or int(current) != epoch:
+            current = int(self._client.get(self._keys.epoch) or 0)
+        if current > epoch:
             raise FencedError("another learner has taken over this run; this one stops without writing")
+        if current < epoch:
+            raise DataLossError(f"Redis has lost data of this run: its learner epoch was {epoch} and is {current}")
 
     def announce(self, epoch: int, latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
         """Makes a version the latest and, in the same step, frees the credit of the groups it was made of.
@@ -114,10 +125,18 @@ class ControlState:
         with translated():
             return {int(k): int(v) for k, v in self._client.hgetall(self._keys.parents).items()}
 
-    def set_phase(self, phase: Phase, reason: str = "") -> None:
-        """Where the run stands. finished and failed end admission."""
-        with translated():
-            self._client.hset(self._keys.phase, mapping={"phase": phase, "reason": reason, "at": time.time()})
+    def restore_parents(self, epoch: int, parents: Mapping[int, int]) -> None:
+        """Tells again which versions descend from which. Raises FencedError."""
+        self._restore_parents(epoch, *(number for pair in parents.items() for number in pair))
+
+    def set_phase(self, phase: Phase, reason: str = "", epoch: int = 0) -> None:
+        """Where the run stands; works at maxmemory. finished and failed end admission.
+
+        Raises:
+            FencedError, DataLossError: where a learner's epoch is given, and is not the newest.
+
+        """
+        self._set_phase(epoch, phase, reason, time.time())
 
     def phase(self) -> tuple[Phase, str]:
         """(phase, reason)."""
@@ -126,10 +145,9 @@ class ControlState:
         known: Any = (phase or b"starting").decode()
         return known, (reason or b"").decode()
 
-    def add_history(self, row: dict[str, Any]) -> None:
-        """Appends one step's record to the capped history."""
-        with translated():
-            self._client.xadd(self._keys.history, {"row": json.dumps(row)}, maxlen=HISTORY_ROWS, approximate=True)
+    def add_history(self, row: dict[str, Any], epoch: int = 0) -> None:
+        """Appends one step's record to the capped history. Raises FencedError, DataLossError as `set_phase` does."""
+        self._add_history(epoch, json.dumps(row), HISTORY_ROWS)
 
     def history(self, last: int = 1000) -> list[dict[str, Any]]:
         """The newest `last` step records, oldest first."""

@@ -7,6 +7,7 @@ TrustbatchError
 |   `-- SizeLimitError     larger than the reader is willing to allocate
 |-- StreamError            Redis refused, or the stream is not as this run left it
 |   |-- OutOfMemoryError   Redis is at its memory limit: back-pressure, not failure
+|   |-- DataLossError      Redis has fallen back into the past, or into nothing: the learner restores what it knows
 |   `-- AccessError        Redis refuses user or password: a ConfigError too, never waited out
 |-- StoreError             a policy version that is missing, torn or altered
 |-- CheckpointError        a checkpoint that is missing, torn or altered
@@ -51,6 +52,10 @@ class StreamError(TrustbatchError):
 
 class OutOfMemoryError(StreamError):
     """Redis is at `maxmemory`. The writer waits and tries again: this is back-pressure."""
+
+
+class DataLossError(StreamError):
+    """Redis does not remember this learner: it was emptied, or went back to an earlier state."""
 
 
 class AccessError(ConfigError, StreamError):

@@ -25,6 +25,26 @@ class Keys:
         """Stream: entries that could not be trained on, with the reason and the original payload."""
         return self._key("dead_letters")
 
+    @property
+    def dead_letter_totals(self) -> str:
+        """Hash: count:, bytes:, dropped:, dropped_bytes: and requeued:REASON since the run began; kept: bytes now."""
+        return self._key("dead_letter_totals")
+
+    @property
+    def buried(self) -> str:
+        """Hash: prompt index -> id of the dead letter that it ended as, and its reason."""
+        return self._key("buried")
+
+    @property
+    def acknowledged(self) -> str:
+        """Hash: server_id -> its appends that Redis acknowledged: fewer than it knows of means that data were lost."""
+        return self._key("acknowledged")
+
+    @property
+    def claims(self) -> str:
+        """List: prompt indices whose acknowledged groups a server misses; the learner takes them off."""
+        return self._key("claims")
+
     # -- admission ------------------------------------------------------------------------------
     @property
     def cursor(self) -> str:

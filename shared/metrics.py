@@ -39,6 +39,9 @@ class LearnerMetrics:
         self.groups_dropped = Counter(
             "trustbatch_groups_dropped", "Groups that ended without being trained on.", ["reason"], registry=r
         )
+        self.groups_lost = Counter(
+            "trustbatch_groups_lost", "Acknowledged groups that Redis lost, by how.", ["cause"], registry=r
+        )
         self.tokens_trained = Counter("trustbatch_tokens_trained", "Tokens with a gradient.", registry=r)
         self.wait_seconds = Counter("trustbatch_learner_wait_seconds", "Time spent waiting for groups.", registry=r)
         self.step_seconds = Histogram(

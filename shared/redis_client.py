@@ -10,7 +10,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from shared.errors import AccessError, ConfigError, FencedError, OutOfMemoryError, StreamError
+from shared.errors import AccessError, ConfigError, DataLossError, FencedError, OutOfMemoryError, StreamError
 
 if TYPE_CHECKING:
     from shared.config import Config
@@ -76,6 +76,8 @@ def translated() -> Iterator[None]:
     except redis.ResponseError as error:
         if "FENCED" in str(error):
             raise FencedError("another learner has taken over this run; this one stops without writing") from error
+        if "DATALOSS" in str(error):
+            raise DataLossError("Redis has lost data of this run: it does not remember this learner") from error
         if "OOM" in str(error):
             raise OutOfMemoryError(f"Redis is at maxmemory: {error}") from error
         raise StreamError(f"Redis refused a command: {error}") from error

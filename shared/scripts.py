@@ -31,8 +31,11 @@ end
 
 _ALLOW_AT_MAXMEMORY = "redis.call('del', KEYS[1] .. ':never')\n"
 
+# A higher epoch is another learner's. None, or a lower one, is a past that Redis has fallen back into.
 _CHECK_EPOCH = """
-if redis.call('get', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
+local epoch = tonumber(redis.call('get', KEYS[1]) or 0)
+if epoch > tonumber(ARGV[1]) then return redis.error_reply('FENCED') end
+if epoch < tonumber(ARGV[1]) then return redis.error_reply('DATALOSS ' .. string.format('%.0f', epoch)) end
 """
 
 # KEYS cursor leases owners returned unapplied bytes latest clock desired phase parents
@@ -132,21 +135,61 @@ return attempts
 """
 )
 
-# KEYS groups leases owners unapplied bytes appended attempts; ARGV server index group_id field payload
-# -> entry id, 'duplicate' (this index is in the stream already) or 'lease lost'
+# KEYS groups leases owners unapplied bytes appended attempts acknowledged
+# ARGV server index group_id field payload known
+# -> {what, count}: what is 'stored', 'duplicate' (this index is in the stream already), 'lease lost', or 'data lost':
+# Redis remembers fewer appends of this server than the server does (known), and nothing was done.
+# count is how many appends of this server Redis remembers now.
 APPEND = """
 local index = ARGV[2]
-if redis.call('sismember', KEYS[4], index) == 1 then return 'duplicate' end
-if redis.call('hget', KEYS[3], index) ~= ARGV[1] then return 'lease lost' end
-local id = redis.call('xadd', KEYS[1], '*', 'group_id', ARGV[3], 'prompt_index', index, ARGV[4], ARGV[5])
+local count = tonumber(redis.call('hget', KEYS[8], ARGV[1]) or 0)
+if count < tonumber(ARGV[6]) then return {'data lost', count} end
+if redis.call('sismember', KEYS[4], index) == 1 then return {'duplicate', count} end
+if redis.call('hget', KEYS[3], index) ~= ARGV[1] then return {'lease lost', count} end
+redis.call('xadd', KEYS[1], '*', 'group_id', ARGV[3], 'prompt_index', index, ARGV[4], ARGV[5])
 redis.call('zrem', KEYS[2], index)
 redis.call('hdel', KEYS[3], index)
 redis.call('hdel', KEYS[7], index)
 redis.call('sadd', KEYS[4], index)
 redis.call('incrby', KEYS[5], #ARGV[5])
 redis.call('incr', KEYS[6])
-return id
+return {'stored', redis.call('hincrby', KEYS[8], ARGV[1], 1)}
 """
+
+# KEYS claims unapplied owners leases returned; ARGV server index... -> how many of them are lost
+# What a server knows to be acknowledged and Redis does not: the learner is told, and a lease that came back with the
+# past is given back.
+CLAIM_LOST = (
+    _ALLOW_AT_MAXMEMORY
+    + """
+local lost = 0
+for i = 2, #ARGV do
+  local index = ARGV[i]
+  if redis.call('sismember', KEYS[2], index) == 0 then
+    redis.call('rpush', KEYS[1], index)
+    lost = lost + 1
+    if redis.call('hget', KEYS[3], index) == ARGV[1] then
+      redis.call('hdel', KEYS[3], index)
+      redis.call('zrem', KEYS[4], index)
+      redis.call('zadd', KEYS[5], index, index)
+    end
+  end
+end
+return lost
+"""
+)
+
+# KEYS epoch claims returned; ARGV epoch how_many index... : the learner has dealt with so many claims; the indices are
+# those that it has after all, so nobody needs to draw them again
+SETTLE_CLAIMS = (
+    _ALLOW_AT_MAXMEMORY
+    + _CHECK_EPOCH
+    + """
+redis.call('ltrim', KEYS[2], ARGV[2], -1)
+for i = 3, #ARGV do redis.call('zrem', KEYS[3], ARGV[i]) end
+return 1
+"""
+)
 
 # KEYS epoch unapplied; ARGV epoch index...
 RELEASE = (
@@ -177,60 +220,208 @@ return 1
 """
 )
 
-# KEYS epoch groups bytes; ARGV epoch consumer_group entry_id... -> bytes freed
+# KEYS epoch parents; ARGV epoch version parent version parent ...: what a Redis that lost its data has to know again
+RESTORE_PARENTS = (
+    _ALLOW_AT_MAXMEMORY
+    + _CHECK_EPOCH
+    + """
+for i = 2, #ARGV, 2 do redis.call('hset', KEYS[2], ARGV[i], ARGV[i + 1]) end
+return 1
+"""
+)
+
+# KEYS epoch phase; ARGV epoch phase reason at (an epoch of 0 is nobody's: whoever starts the processes may speak too)
+SET_PHASE = (
+    _ALLOW_AT_MAXMEMORY
+    + """
+if ARGV[1] ~= '0' then
+"""
+    + _CHECK_EPOCH
+    + """
+end
+redis.call('hset', KEYS[2], 'phase', ARGV[2], 'reason', ARGV[3], 'at', ARGV[4])
+return 1
+"""
+)
+
+# KEYS epoch history; ARGV epoch row rows_kept (an epoch of 0 as above)
+ADD_HISTORY = (
+    """
+if ARGV[1] ~= '0' then
+"""
+    + _CHECK_EPOCH
+    + """
+end
+redis.call('xadd', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'row', ARGV[2])
+return 1
+"""
+)
+
+# KEYS epoch groups bytes; ARGV epoch consumer_group entry_id... -> {bytes freed, entries that were not there any more}
 DELETE = (
     _ALLOW_AT_MAXMEMORY
     + _CHECK_EPOCH
     + _OWN_ENTRY
     + """
-local freed = 0
+local freed, missing = 0, 0
 for i = 3, #ARGV do
   local entry = redis.call('xrange', KEYS[2], ARGV[i], ARGV[i])
   if entry[1] and own(entry[1][2]) then freed = freed + #entry[1][2][6] end
   redis.call('xack', KEYS[2], ARGV[2], ARGV[i])
-  redis.call('xdel', KEYS[2], ARGV[i])
+  missing = missing + 1 - redis.call('xdel', KEYS[2], ARGV[i])
 end
 if redis.call('decrby', KEYS[3], freed) < 0 then redis.call('set', KEYS[3], 0) end
-return freed
+return {freed, missing}
 """
 )
 
-# KEYS epoch groups cursor returned unapplied bytes owners; ARGV epoch first last first last ... (finished intervals)
-# -> {entries in the stream, bytes, unapplied, returned}
-# Rebuilds what admission counts from what is really there: the ledger, the stream and the leases.
-RESTORE = (
+# Locals kept, letters, totals, buried and bound: drops the oldest dead letters until the rest is within the bound.
+_DROP_OLDEST = """
+while kept > bound do
+  local oldest = redis.call('xrange', letters, '-', '+', 'COUNT', 1)[1]
+  if not oldest then break end
+  local field = {}
+  for i = 1, #oldest[2], 2 do field[oldest[2][i]] = oldest[2][i + 1] end
+  kept = kept - tonumber(field.cost)
+  redis.call('xdel', letters, oldest[1])
+  local ended_as = oldest[1] .. ' ' .. field.reason
+  if redis.call('hget', buried, field.prompt_index) == ended_as then redis.call('hdel', buried, field.prompt_index) end
+  redis.call('hincrby', totals, 'dropped:' .. field.reason, 1)
+  redis.call('hincrby', totals, 'dropped_bytes:' .. field.reason, #field.payload)
+end
+redis.call('hset', totals, 'kept', kept)
+"""
+
+# KEYS epoch groups bytes dead_letters totals buried unapplied
+# ARGV epoch consumer_group bound overhead entry_id group_id prompt_index reason error server at payload
+# -> 1, or 0 where this entry was moved already (the answer was lost)
+# Moves an entry to the dead letters in one step: it is never in both places, never in neither, and what it is put
+# down to outlasts the learner. What is moved frees as much as it takes, so it is allowed at maxmemory.
+DEAD_LETTER = (
     _ALLOW_AT_MAXMEMORY
     + _CHECK_EPOCH
     + _OWN_ENTRY
     + """
-local known, unapplied, returned, entries, bytes = {}, 0, 0, 0, 0
+local groups, letters, totals, buried, index, reason = KEYS[2], KEYS[4], KEYS[5], KEYS[6], ARGV[7], ARGV[8]
+local last = redis.call('xrevrange', letters, '+', '-', 'COUNT', 1)[1]
+if last then
+  for i = 1, #last[2], 2 do
+    if last[2][i] == 'entry_id' and last[2][i + 1] == ARGV[5] then return 0 end
+  end
+end
+local entry = redis.call('xrange', groups, ARGV[5], ARGV[5])[1]
+local freed = entry and own(entry[2]) and #entry[2][6] or 0
+redis.call('xack', groups, ARGV[2], ARGV[5])
+redis.call('xdel', groups, ARGV[5])
+if redis.call('decrby', KEYS[3], freed) < 0 then redis.call('set', KEYS[3], 0) end
+
+local bound, cost, payload = tonumber(ARGV[3]), tonumber(ARGV[4]) + #ARGV[12], ARGV[12]
+local kept = tonumber(redis.call('hget', totals, 'kept') or 0)
+redis.call('hincrby', totals, 'count:' .. reason, 1)
+redis.call('hincrby', totals, 'bytes:' .. reason, #payload)
+if cost > bound then
+  redis.call('hincrby', totals, 'dropped_bytes:' .. reason, #payload)
+  cost, payload = tonumber(ARGV[4]), ''
+end
+local id = redis.call('xadd', letters, '*', 'group_id', ARGV[6], 'prompt_index', index, 'reason', reason,
+  'error', ARGV[9], 'entry_id', ARGV[5], 'server', ARGV[10], 'at', ARGV[11], 'size', #ARGV[12], 'cost', cost,
+  'payload', payload)
+if tonumber(index) >= 0 then
+  redis.call('hset', buried, index, id .. ' ' .. reason)
+  redis.call('srem', KEYS[7], index)
+end
+kept = kept + cost
+"""
+    + _DROP_OLDEST
+    + """
+return 1
+"""
+)
+
+# KEYS dead_letters totals buried groups unapplied bytes owners returned; ARGV id run_id -> what became of it
+# Puts a dead letter's payload back into the stream, as its server had appended it.
+REQUEUE = """
+local letters, totals, buried = KEYS[1], KEYS[2], KEYS[3]
+local letter = redis.call('xrange', letters, ARGV[1], ARGV[1])[1]
+if not letter then return 'there is no such dead letter' end
+local field = {}
+for i = 1, #letter[2], 2 do field[letter[2][i]] = letter[2][i + 1] end
+local index = field.prompt_index
+if not index or tonumber(index) < 0 or field.group_id ~= ARGV[2] .. ':' .. index then
+  return 'refused: it is no group of this run'
+end
+if not field.cost or field.payload == '' then return 'refused: its payload was not kept' end
+if redis.call('hget', buried, index) ~= ARGV[1] .. ' ' .. field.reason then
+  return 'refused: prompt ' .. index .. ' has ended in another way'
+end
+if redis.call('sismember', KEYS[5], index) == 1 then return 'refused: a group of prompt ' .. index .. ' is waiting' end
+if redis.call('hexists', KEYS[7], index) == 1 then return 'refused: prompt ' .. index .. ' is being drawn again' end
+redis.call('xadd', KEYS[4], '*', 'group_id', field.group_id, 'prompt_index', index, 'payload', field.payload)
+redis.call('sadd', KEYS[5], index)
+redis.call('incrby', KEYS[6], #field.payload)
+redis.call('zrem', KEYS[8], index)
+redis.call('hdel', buried, index)
+redis.call('xdel', letters, ARGV[1])
+redis.call('hincrby', totals, 'requeued:' .. field.reason, 1)
+redis.call('hincrby', totals, 'kept', -tonumber(field.cost))
+return 'requeued'
+"""
+
+# KEYS epoch groups cursor returned unapplied bytes owners appended
+# ARGV epoch named in_hand index*in_hand first last first last ... (finished intervals)
+# -> {epoch that Redis had, index...}: the indices of acknowledged groups that are gone
+# Rebuilds what admission counts from what is really there: the ledger, the stream, the leases, and the groups that the
+# learner has in hand. An index below the cursor that is in none of these and that nobody was to draw again was
+# appended once, and its entry was taken out of the stream by somebody else. The learner of the highest epoch takes a
+# Redis over that has lost its data.
+RESTORE = (
+    _ALLOW_AT_MAXMEMORY
+    + _OWN_ENTRY
+    + """
+local epoch = tonumber(redis.call('get', KEYS[1]) or 0)
+if epoch > tonumber(ARGV[1]) then return redis.error_reply('FENCED') end
+redis.call('set', KEYS[1], ARGV[1])
+
+local known, bytes, ended, answer = {}, 0, 0, {epoch}
 local cursor = tonumber(redis.call('get', KEYS[3]) or 0)
+local given_out = cursor
+local intervals = 4 + tonumber(ARGV[3])
+local function text(index) return string.format('%.0f', index) end
 local function finished(index)
-  for i = 2, #ARGV, 2 do
+  for i = intervals, #ARGV, 2 do
     if index >= tonumber(ARGV[i]) and index <= tonumber(ARGV[i + 1]) then return true end
   end
   return false
 end
+local to_draw = {}
+for _, index in ipairs(redis.call('zrange', KEYS[4], 0, -1)) do to_draw[tonumber(index)] = true end
 redis.call('del', KEYS[4], KEYS[5])
 for _, index in ipairs(redis.call('hkeys', KEYS[7])) do
   known[tonumber(index)] = true
   cursor = math.max(cursor, tonumber(index) + 1)
 end
-for i = 2, #ARGV, 2 do cursor = math.max(cursor, tonumber(ARGV[i + 1]) + 1) end
+for i = 4, intervals - 1 do
+  known[tonumber(ARGV[i])] = true
+  cursor = math.max(cursor, tonumber(ARGV[i]) + 1)
+  redis.call('sadd', KEYS[5], ARGV[i])
+end
+for i = intervals, #ARGV, 2 do
+  cursor = math.max(cursor, tonumber(ARGV[i + 1]) + 1)
+  ended = ended + tonumber(ARGV[i + 1]) - tonumber(ARGV[i]) + 1
+end
 local bound = cursor + 100000 -- beyond it, an index is no prompt of this run, even where the cursor was lost
 local start = '-'
+local mean = tonumber(redis.call('get', KEYS[6]) or 0) / math.max(1, redis.call('xlen', KEYS[2]))
+local at_once = math.max(1, math.min(64, math.floor(1048576 / math.max(1, mean)))) -- a MiB
 while true do
-  local page = redis.call('xrange', KEYS[2], start, '+', 'COUNT', 64)
+  local page = redis.call('xrange', KEYS[2], start, '+', 'COUNT', at_once)
   for _, entry in ipairs(page) do
     local index = own(entry[2]) and tonumber(entry[2][4])
-    entries = entries + 1
     if index and index >= 0 and index < bound and index == math.floor(index) then
       bytes = bytes + #entry[2][6]
       known[index] = true
       cursor = math.max(cursor, index + 1)
-      if not finished(index) then
-        unapplied = unapplied + redis.call('sadd', KEYS[5], string.format('%.0f', index))
-      end
+      if not finished(index) then redis.call('sadd', KEYS[5], text(index)) end
     end
     start = '(' .. entry[1]
   end
@@ -239,20 +430,22 @@ end
 local function give_out_again(first, last)
   for index = first, last do
     if not known[index] then
-      redis.call('zadd', KEYS[4], index, string.format('%.0f', index))
-      returned = returned + 1
+      redis.call('zadd', KEYS[4], index, text(index))
+      if index < given_out and not to_draw[index] then answer[#answer + 1] = index end
     end
   end
 end
 local next_index = 0
-for i = 2, #ARGV, 2 do
+for i = intervals, #ARGV, 2 do
   give_out_again(next_index, tonumber(ARGV[i]) - 1)
   next_index = tonumber(ARGV[i + 1]) + 1
 end
 give_out_again(next_index, cursor - 1)
-redis.call('set', KEYS[3], string.format('%.0f', cursor))
-redis.call('set', KEYS[6], string.format('%.0f', bytes))
-return {entries, bytes, unapplied, returned}
+redis.call('set', KEYS[3], text(cursor))
+redis.call('set', KEYS[6], text(bytes))
+local acknowledged = ended + redis.call('scard', KEYS[5]) + tonumber(ARGV[2]) + #answer - 1
+if tonumber(redis.call('get', KEYS[8]) or 0) < acknowledged then redis.call('set', KEYS[8], text(acknowledged)) end
+return answer
 """
 )
 

@@ -4,19 +4,21 @@
 
 A crash at any arrow before `delete` leaves the entry in the stream; the learner's ledger of finished prompt
 indices, stored in the checkpoint, tells which of the entries it finds were applied already. Nothing is ever
-trimmed by length.
+trimmed by length. deploy/docs/delivery.md goes through the arrows one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from shared import scripts
+from shared.acknowledged import Acknowledged
 from shared.errors import OutOfMemoryError, StreamError
 from shared.intervals import Intervals
 from shared.keys import Keys
+from shared.letters import LETTER_BYTES, Letter
 from shared.redis_client import BLOCK_S, Client, Script, translated
 
 CONSUMER_GROUP = "learner"
@@ -24,6 +26,7 @@ CONSUMER = "rank0"
 
 PAYLOAD = "payload"
 FAILURE = "failure"
+_TOLD_AT_ONCE = 1000  # claims in one command
 
 
 class Appended(Enum):
@@ -51,6 +54,22 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """What opening the stream found out."""
+
+    lost: tuple[int, ...]  # prompt indices of acknowledged groups whose entries somebody took out of the stream
+    forgot: bool  # Redis did not know this learner any more: it was emptied, or went back to an earlier state
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """What a deletion did."""
+
+    bytes: int  # freed
+    missing: int  # entries that were gone already
+
+
+@dataclass(frozen=True)
 class Backlog:
     """What the stream holds."""
 
@@ -66,12 +85,14 @@ class GroupWriter:
     """The rollout server's side of the stream."""
 
     def __init__(self, client: Client, keys: Keys, server_id: str) -> None:
+        k = keys
+        self._client = client
+        self._keys = keys
         self._server_id = server_id
-        self._append = Script(
-            client,
-            scripts.APPEND,
-            [keys.groups, keys.leases, keys.owners, keys.unapplied, keys.bytes, keys.appended, keys.attempts],
-        )
+        self._acknowledged = Acknowledged()
+        counted = [k.groups, k.leases, k.owners, k.unapplied, k.bytes, k.appended, k.attempts, k.acknowledged]
+        self._append = Script(client, scripts.APPEND, counted)
+        self._claim = Script(client, scripts.CLAIM_LOST, [k.claims, k.unapplied, k.owners, k.leases, k.returned])
 
     def append(self, prompt_index: int, group_id: str, payload: bytes) -> Appended:
         """Appends one group; safe to repeat after an error. Raises StreamError, OutOfMemoryError."""
@@ -81,9 +102,40 @@ class GroupWriter:
         """Ends a prompt for which there will be no group, so that its credit returns and it is counted."""
         return self._store(prompt_index, group_id, FAILURE, reason.encode())
 
+    def confirm(self) -> int:
+        """Looks whether Redis still knows of all that it has acknowledged, and says what it does not.
+
+        Returns:
+            How many acknowledged groups are gone. Raises StreamError.
+
+        """
+        known, times_lost = self._acknowledged.now()
+        with translated():
+            count = int(self._client.hget(self._keys.acknowledged, self._server_id) or 0)
+        return self._claim_lost(count, times_lost) if count < known else 0
+
     def _store(self, prompt_index: int, group_id: str, field: str, body: bytes) -> Appended:
-        answer = self._append(self._server_id, prompt_index, group_id, field, body).decode()
-        return Appended(answer) if answer in ("duplicate", "lease lost") else Appended.STORED
+        while True:
+            known, times_lost = self._acknowledged.now()
+            what, count = self._append(self._server_id, prompt_index, group_id, field, body, known)
+            if what != b"data lost":
+                break
+            self._claim_lost(int(count), times_lost)
+        appended = Appended(what.decode())
+        if appended is not Appended.LEASE_LOST:  # a duplicate is acknowledged too: its first answer was lost
+            self._remember(prompt_index, int(count), times_lost)
+        return appended
+
+    def _remember(self, prompt_index: int, count: int, times_lost: int) -> None:
+        if not self._acknowledged.add(prompt_index, count, times_lost):
+            self._claim(self._server_id, prompt_index)
+
+    def _claim_lost(self, count: int, times_lost: int) -> int:
+        missed = self._acknowledged.forgotten(count, times_lost)
+        return sum(
+            int(self._claim(self._server_id, *missed[i : i + _TOLD_AT_ONCE]))
+            for i in range(0, len(missed), _TOLD_AT_ONCE)
+        )
 
 
 class GroupReader:
@@ -93,17 +145,37 @@ class GroupReader:
         self._client = client
         self._keys = keys
         self._epoch = epoch
-        self._delete = Script(client, scripts.DELETE, [keys.epoch, keys.groups, keys.bytes])
-        self._release = Script(client, scripts.RELEASE, [keys.epoch, keys.unapplied])
+        k = keys
+        self._delete = Script(client, scripts.DELETE, [k.epoch, k.groups, k.bytes])
+        self._release = Script(client, scripts.RELEASE, [k.epoch, k.unapplied])
+        self._settle = Script(client, scripts.SETTLE_CLAIMS, [k.epoch, k.claims, k.returned])
+        self._bury = Script(
+            client,
+            scripts.DEAD_LETTER,
+            [k.epoch, k.groups, k.bytes, k.dead_letters, k.dead_letter_totals, k.buried, k.unapplied],
+        )
         self._restore = Script(
             client,
             scripts.RESTORE,
-            [keys.epoch, keys.groups, keys.cursor, keys.returned, keys.unapplied, keys.bytes, keys.owners],
+            [k.epoch, k.groups, k.cursor, k.returned, k.unapplied, k.bytes, k.owners, k.appended],
         )
         self._reread_from: str | None = "0"  # own pending entries come first, then new ones
 
-    def open(self, finished: Intervals) -> None:
-        """Creates the consumer group if need be and rebuilds the credits from ledger, stream and leases."""
+    def open(self, finished: Intervals, in_hand: Collection[int] = (), named: int = 0) -> Opened:
+        """Creates the consumer group if need be and rebuilds the credits from ledger, stream and leases.
+
+        Args:
+            finished: prompt indices that hold no credit any more.
+            in_hand: prompt indices of groups that the learner holds, or has applied and not announced.
+            named: groups that were acknowledged and lost, and are known to be.
+
+        Raises:
+            FencedError: another learner has a higher epoch.
+            StreamError: Redis cannot be reached.
+
+        """
+        bounds = [bound for pair in finished.pairs() for bound in pair]
+        epoch, *lost = self._restore(self._epoch, named, len(in_hand), *in_hand, *bounds)
         try:
             with translated():
                 self._client.xgroup_create(self._keys.groups, CONSUMER_GROUP, id="0", mkstream=True)
@@ -112,8 +184,8 @@ class GroupReader:
         except StreamError as error:
             if "BUSYGROUP" not in str(error):
                 raise
-        self._restore(self._epoch, *(bound for pair in finished.pairs() for bound in pair))
         self._reread_from = "0"
+        return Opened(tuple(int(index) for index in lost), int(epoch) < self._epoch)
 
     def read(self, count: int) -> list[Entry]:
         """Up to `count` entries; waits up to a second for new ones. Pending ones of an earlier life come first.
@@ -145,27 +217,39 @@ class GroupReader:
         if indices:
             self._release(self._epoch, *indices)
 
-    def delete(self, entry_ids: Sequence[str]) -> int:
-        """Acknowledges and deletes; works at maxmemory. Returns the payload bytes freed. Raises FencedError."""
-        return sum(
-            int(self._delete(self._epoch, CONSUMER_GROUP, *entry_ids[i : i + 256]))
-            for i in range(0, len(entry_ids), 256)
-        )
+    def delete(self, entry_ids: Sequence[str]) -> Deleted:
+        """Acknowledges and deletes; works at maxmemory. Raises FencedError."""
+        answers = [
+            self._delete(self._epoch, CONSUMER_GROUP, *entry_ids[i : i + 256]) for i in range(0, len(entry_ids), 256)
+        ]
+        return Deleted(sum(int(freed) for freed, _ in answers), sum(int(missing) for _, missing in answers))
 
-    def dead_letter(self, entry: Entry, reason: str, error: str) -> None:
-        """Keeps a copy of an entry that cannot be trained on; the entry itself is deleted by `delete`."""
+    def dead_letter(self, entry: Entry, letter: Letter, max_bytes: int) -> None:
+        """Moves an entry that cannot be trained on to the dead letters; works at maxmemory, may be repeated.
+
+        Args:
+            entry: as it was read.
+            letter: what is known of it.
+            max_bytes: all that the dead letters may hold; the oldest go first.
+
+        """
+        told = [letter.group_id, letter.prompt_index, letter.reason, letter.error, letter.server, letter.at]
+        self._bury(self._epoch, CONSUMER_GROUP, max_bytes, LETTER_BYTES, entry.entry_id, *told, entry.payload)
+
+    def buried(self) -> dict[int, str]:
+        """The reason of every prompt that ended as a dead letter which is still kept."""
         with translated():
-            self._client.xadd(
-                self._keys.dead_letters,
-                {
-                    "group_id": entry.group_id,
-                    "prompt_index": entry.prompt_index,
-                    "reason": reason,
-                    "error": error,
-                    "entry_id": entry.entry_id,
-                    "payload": entry.payload,
-                },
-            )
+            ends = self._client.hgetall(self._keys.buried)
+        return {int(index): end.decode().partition(" ")[2] for index, end in ends.items()}
+
+    def claims(self) -> list[int]:
+        """Prompt indices whose acknowledged groups a server misses, oldest claim first."""
+        with translated():
+            return [int(index) for index in self._client.lrange(self._keys.claims, 0, -1)]
+
+    def settle(self, how_many: int, present: Sequence[int]) -> None:
+        """The oldest claims were dealt with; of these, `present` are groups that are here after all."""
+        self._settle(self._epoch, how_many, *present)
 
 
 def backlog(client: Client, keys: Keys) -> Backlog:

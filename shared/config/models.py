@@ -302,6 +302,8 @@ class AdmissionConfig(Section):
     """Versions beyond the lag that was asked for. 0 with lag 0 is the synchronous run."""
     max_bytes: ByteSize = Field(ByteSize(128 * 2**20), ge=2**20)
     """All that the stream may hold in Redis, acknowledged or not."""
+    dead_letter_bytes: ByteSize = Field(ByteSize(16 * 2**20), ge=2**16)
+    """All that the dead letters may hold in Redis, beside max_bytes; the oldest are dropped first, and counted."""
     lease_s: Seconds = 30.0
     """Leases and heartbeats that are not renewed for this long return to the pool."""
 

@@ -10,6 +10,7 @@ import pytest
 
 from learner.training import Training
 from shared.codec import encode_group
+from shared.letters import letters
 from shared.stream import Appended
 from shared.types import SamplingSettings, Source, Trajectory, VersionSpan, group_id_for
 from tests.conftest import RedisServer
@@ -207,17 +208,18 @@ def test_never_more_than_a_batch_is_held(world: World) -> None:
     assert pending == 4
 
 
-def test_a_dead_letter_that_redis_has_no_room_for_goes_to_a_file(make_world: MakeWorld, own_redis: RedisServer) -> None:
+def test_an_entry_moves_to_the_dead_letters_even_where_redis_is_at_maxmemory(
+    make_world: MakeWorld, own_redis: RedisServer
+) -> None:
     world = make_world(url=own_redis.url)
     training = world.learner().training
     [index] = world.lease(1)
     world.put_bytes(index, b"rubbish")
     world.client.config_set("maxmemory", 1)
     training.intake.read(training.rules)
-    world.client.config_set("maxmemory", 0)
-    [kept] = (world.config.run.folder / "dead_letters").iterdir()
-    assert kept.read_bytes() == b"rubbish"
-    assert world.backlog.groups == 0
+    [kept] = letters(world.client, world.keys)
+    assert (kept.prompt_index, kept.payload) == (index, b"rubbish")
+    assert (world.backlog.groups, world.backlog.bytes, world.backlog.unapplied) == (0, 0, 0)
 
 
 def test_groups_of_a_skipped_step_end_with_that_reason_and_too_many_end_the_run(make_world: MakeWorld) -> None:

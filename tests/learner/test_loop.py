@@ -318,7 +318,6 @@ def test_numbers_that_are_not_finite_reach_no_file_as_nan(world: World) -> None:
 
 def test_groups_that_were_delivered_but_never_received_are_read_again(world: World) -> None:
     learner = world.learner()
-    learner._opened_at -= 60
     world.append(4)
     stolen = world.client.xreadgroup("learner", "rank0", {world.keys.groups: ">"}, count=4)
     assert len(stolen[0][1]) == 4

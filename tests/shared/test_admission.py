@@ -86,7 +86,7 @@ def test_byte_credit_counts_what_redis_holds_and_a_bound_for_every_lease(
     entries = reader.read(10)
     reader.release([e.prompt_index for e in entries])
     assert a.lease(9, 0).reason == "byte credit"  # applied, but not yet deleted
-    assert reader.delete([e.entry_id for e in entries]) == 2_700
+    assert reader.delete([e.entry_id for e in entries]).bytes == 2_700
     assert a.lease(9, 0).indices == (3, 4, 5)
 
 

@@ -9,7 +9,7 @@ from shared.errors import FencedError, OutOfMemoryError, StreamError
 from shared.intervals import Intervals
 from shared.keys import Keys
 from shared.redis_client import Client, connect, server_version
-from shared.stream import Appended, GroupReader, GroupWriter, backlog
+from shared.stream import Appended, Deleted, GroupReader, GroupWriter, backlog
 from tests.conftest import RedisServer
 
 CREDIT = Credit(versions=2, groups_per_version=500, lag=0, max_bytes=2**30, group_bytes=1_000, lease_s=30)
@@ -132,17 +132,6 @@ def test_versions_only_grow(bench: Bench) -> None:
     assert bench.control.latest() == Latest(5, 0, 9)
 
 
-def test_dead_letters_keep_the_whole_entry_and_why(bench: Bench) -> None:
-    reader = bench.reader()
-    bench.append(1, b"rubbish")
-    (entry,) = reader.read(1)
-    reader.dead_letter(entry, "undecodable", "group: not a msgpack frame")
-    ((_, fields),) = bench.client.xrange(bench.keys.dead_letters)
-    assert fields[b"payload"] == b"rubbish"
-    assert fields[b"reason"] == b"undecodable"
-    assert backlog(bench.client, bench.keys).dead_letters == 1
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -183,7 +172,7 @@ def test_at_maxmemory_appends_wait_while_acknowledging_heartbeats_and_leases_go_
     assert bench.admission.renew() == 1
     bench.control.beat("rollout:s0", {"state": "waiting for memory"}, 30)
     bench.control.announce(bench.epoch, Latest(1, 0, 1), 0, [e.prompt_index for e in entries])
-    assert reader.delete([e.entry_id for e in entries]) == 250_000
+    assert reader.delete([e.entry_id for e in entries]) == Deleted(250_000, 0)
     assert bench.writer.append(lease, "t:50", b"y" * 10_000) is Appended.STORED
     client.close()
 
