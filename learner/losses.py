@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from learner.files import LineFile
 from shared.log import Logger
 from shared.metrics import LearnerMetrics
+from shared.stream import FORGOTTEN, TAKEN_OUT, Claim
 
-TAKEN_OUT = "its entry was taken out of the stream"
-FORGOTTEN = "redis forgot it"
+SHOWN = 20
+_CAUSES = {FORGOTTEN: "redis forgot them", TAKEN_OUT: "somebody took their entries out of the stream"}
 
 
 class Losses:
@@ -25,21 +26,26 @@ class Losses:
         self._file = file
         self._metrics = metrics
         self._log = log
-        self.count = len(file.rows())
+        self._claims = {row["claim"] for row in file.rows()}  # that were written down, and perhaps not settled
 
-    def name(self, indices: Sequence[int], cause: str) -> None:
-        """Writes them down, durably, and says so."""
-        if not indices:
-            return
-        for index in indices:
-            self._file.append({"prompt_index": index, "cause": cause, "at": time.time()})
-        self._file.sync()
-        self.count += len(indices)
-        self._metrics.groups_lost.labels(cause).inc(len(indices))
-        self._log.error("acknowledged groups are lost", groups=len(indices), cause=cause, prompt_indices=list(indices))
+    @property
+    def count(self) -> int:
+        """Every loss since the run began."""
+        return len(self._claims)
 
+    def name(self, claims: Sequence[Claim]) -> list[str]:
+        """Writes down what is new, durably, and says so. Returns a line for each cause."""
+        new = [claim for claim in claims if claim.id not in self._claims]
+        for claim in new:
+            row = {"prompt_index": claim.prompt_index, "cause": claim.cause, "claim": claim.id, "at": time.time()}
+            self._file.append(row)
+            self._claims.add(claim.id)
+            self._metrics.groups_lost.labels(claim.cause).inc()
+        if new:
+            self._file.sync()
+        return [self._say(cause, [c.prompt_index for c in new if c.cause == cause]) for cause in {c.cause for c in new}]
 
-def said(indices: Sequence[int], cause: str) -> str:
-    """One line for the run's events."""
-    shown = ", ".join(map(str, indices[:20])) + (", ..." if len(indices) > 20 else "")
-    return f"{len(indices)} acknowledged groups are lost, {cause}: prompts {shown}; they are drawn again"
+    def _say(self, cause: str, indices: list[int]) -> str:
+        self._log.error("acknowledged groups are lost", groups=len(indices), cause=cause, prompt_indices=indices)
+        shown = ", ".join(map(str, indices[:SHOWN])) + (", ..." if len(indices) > SHOWN else "")
+        return f"{len(indices)} acknowledged groups are lost, {_CAUSES[cause]}: prompts {shown}; they are drawn again"

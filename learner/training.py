@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, pairwise, takewhile
 from typing import Any
 
@@ -23,7 +23,7 @@ from learner.checkpoint import CheckpointStore, TrainingState, collect_tensors
 from learner.evaluations import Evaluations
 from learner.files import RunFiles, plain
 from learner.intake import Held, Intake
-from learner.losses import FORGOTTEN, TAKEN_OUT, Losses, said
+from learner.losses import Losses
 from learner.minibatches import Minibatch, next_steps, split
 from learner.model import PolicyModel
 from learner.objectives import Objectives
@@ -36,7 +36,7 @@ from learner.startup import Begin, config_row
 from learner.step import take_step
 from shared.config import Config
 from shared.control import LEARNER, ControlState, Latest
-from shared.errors import FencedError, OutOfMemoryError, TrainingError
+from shared.errors import FencedError, TrainingError
 from shared.heartbeat import Heartbeat
 from shared.log import Logger, on_every_line
 from shared.metrics import LearnerMetrics
@@ -137,22 +137,16 @@ class Training:
         return {held.group.prompt_index for held in self.intake.held} | set(self.ledger.unannounced)
 
     def _hear_claims(self) -> None:
-        """Names the groups that a server misses and that are not here either."""
-        claims = self.parts.patience("hear what servers miss", self.parts.reader.claims)
+        """Names the groups that somebody misses and that are not here either."""
+        parts = self.parts
+        claims = parts.patience("hear what is missed", parts.reader.claims)
         if not claims:
             return
-        here = {i for i in claims if i in self.ledger.finished} | self._in_hand
-        lost = [index for index in claims if index not in here]
-        self._name_lost(lost, FORGOTTEN)
-        present = [index for index in claims if index in here]
-        self.parts.patience("settle claims", lambda: self.parts.reader.settle(len(claims), present))
-        self.parts.patience("count again what was acknowledged", self.reopen)
-
-    def _name_lost(self, indices: Sequence[int], cause: str) -> None:
-        self.losses.name(indices, cause)
-        if indices:
-            told = said(indices, cause)
-            self.parts.patience.tell("tell a loss", lambda: self.parts.control.add_event("loss", told, LEARNER))
+        here = [c.prompt_index for c in claims if c.prompt_index in self.ledger.finished] + list(self._in_hand)
+        for told in self.losses.name([claim for claim in claims if claim.prompt_index not in here]):
+            parts.patience.tell("tell a loss", partial(parts.control.add_event, "loss", told, LEARNER))
+        parts.patience("settle claims", lambda: parts.reader.settle(len(claims), here))
+        parts.patience("count what was acknowledged", self.reopen)
 
     def discount_wait(self) -> None:
         """The time until now was not spent on waiting for groups."""
@@ -275,15 +269,10 @@ class Training:
         parts = self.parts
         if parts.checkpoints.newest_epoch() > parts.epoch:
             raise FencedError("another learner has taken over this run; this one stops without writing")
-        opened = parts.reader.open(self.ledger.credited, self._in_hand, self.losses.count)
-        if opened.forgot:
+        forgot = parts.reader.open(self.ledger.credited, self._in_hand, self.losses.count)
+        if forgot:
             parts.log.error("redis had lost data of this run: what the learner knows was restored", epoch=parts.epoch)
-        self.losses.name(opened.lost, TAKEN_OUT)
-        if opened.lost:
-            with suppress(OutOfMemoryError):
-                parts.control.add_event("loss", said(opened.lost, TAKEN_OUT), LEARNER)
-        forgot_version = self._announce_again()
-        return opened.forgot or forgot_version
+        return self._announce_again() or forgot
 
     def _announce_again(self) -> bool:
         """Where Redis has an older version than was announced, announces it again, with its ancestry."""

@@ -107,6 +107,7 @@ class Admitter:
                     return Grant((), "stopping")
                 if self._doubtful:
                     self._return_leases()
+                self._parts.writer.confirm()  # before a lease, so that no lease in use is taken for one of the past
                 self._doubtful = True
                 grant = self._parts.admission.lease(want, self._served())
                 self._doubtful = False

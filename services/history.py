@@ -20,15 +20,17 @@ class History:
     abandoned: int  # records of optimizer steps that a restored checkpoint took back
     evaluations: list[Row]  # EvaluationResults, by policy_version
     dropped: list[Row]  # Dropped groups, one for each
+    lost: list[Row]  # acknowledged groups that Redis lost, each time that it lost one
     torn: int  # lines that could not be read (a killed process's last ones)
 
 
 def read_history(folder: Path) -> History:
-    """Reads history.jsonl, what was taken out of it, evaluations.jsonl and dropped.jsonl; missing is empty."""
+    """Reads history.jsonl, what was taken out of it, evaluations, dropped and lost groups; missing is empty."""
     rows, torn_rows = read_lines(folder / "history.jsonl")
     taken_back, torn_taken_back = read_lines(folder / "history.abandoned.jsonl")
     evaluations, torn_evaluations = read_lines(folder / "evaluations.jsonl")
     dropped, torn_dropped = read_lines(folder / "dropped.jsonl")
+    lost, torn_lost = read_lines(folder / "lost.jsonl")
     lineage = surviving(rows)
     by_version = {row["policy_version"]: row for row in evaluations}
     by_index = {
@@ -39,7 +41,8 @@ def read_history(folder: Path) -> History:
         abandoned=len(rows) - len(lineage) + sum(1 for row in taken_back if not row.get("skipped")),
         evaluations=[by_version[version] for version in sorted(by_version)],
         dropped=list(by_index.values()),
-        torn=torn_rows + torn_taken_back + torn_evaluations + torn_dropped,
+        lost=lost,
+        torn=torn_rows + torn_taken_back + torn_evaluations + torn_dropped + torn_lost,
     )
 
 

@@ -37,7 +37,7 @@ class Delivery:
     applied_twice: int
     ended: int  # dropped or dead-lettered, and not applied
     waiting: int | None  # in the stream, neither applied nor ended
-    lost: int | None  # acknowledged, and nowhere
+    lost: int | None  # acknowledged, and nowhere, or were nowhere before they were drawn again
     unaccounted: int | None  # applied, ended or waiting beyond what was acknowledged: `lost` may be short by these
 
 
@@ -112,6 +112,7 @@ def summarize(run_id: str, history: History, facts: RedisFacts | None) -> dict[s
         "groups_applied": delivered.applied,
         "groups_applied_twice": delivered.applied_twice,
         "groups_lost": delivered.lost,
+        "groups_lost_named": sorted({row["prompt_index"] for row in history.lost}),
         "groups_unaccounted": delivered.unaccounted,
         "groups_waiting": delivered.waiting,
         "groups_dropped": _dropped(history),
@@ -134,8 +135,10 @@ def summarize(run_id: str, history: History, facts: RedisFacts | None) -> dict[s
 def account(history: History, facts: RedisFacts | None) -> Delivery:
     """Follows every acknowledged group to where it ended.
 
-        lost - unaccounted = appended - applied - ended - waiting
+        unexplained - unaccounted = appended - applied - ended - waiting - named
+        lost = named + unexplained
 
+    Named ones are those of lost.jsonl: found missing, and drawn again, so that they may be acknowledged once more.
     Applied groups are counted from the surviving history, not from the learner's ledger; ended ones are
     those dropped or dead-lettered; waiting ones are in the stream and neither. Entries without an index of this
     run were put there by somebody else: nobody has acknowledged them, so they end no acknowledged group.
@@ -148,8 +151,8 @@ def account(history: History, facts: RedisFacts | None) -> Delivery:
     waiting = lost = unaccounted = None
     if facts is not None:
         waiting = len([i for i in facts.in_stream if i >= 0 and i not in applied and i not in ended])
-        balance = facts.appended - len(applied) - len(ended) - waiting
-        lost, unaccounted = max(0, balance), max(0, -balance)
+        balance = facts.appended - len(applied) - len(ended) - waiting - len(history.lost)
+        lost, unaccounted = len(history.lost) + max(0, balance), max(0, -balance)
     return Delivery(
         appended=facts.appended if facts else None,
         applied=len(applied),

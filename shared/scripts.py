@@ -156,17 +156,26 @@ redis.call('incr', KEYS[6])
 return {'stored', redis.call('hincrby', KEYS[8], ARGV[1], 1)}
 """
 
+# A claim is "<index> <cause> <id>", and stays until the learner has written down what it says.
+_CLAIM = """
+local t = redis.call('time')
+local function claim(list, index, cause)
+  redis.call('rpush', list, string.format('%.0f %s %s.%s-%.0f', index, cause, t[1], t[2], index))
+end
+"""
+
 # KEYS claims unapplied owners leases returned; ARGV server index... -> how many of them are lost
 # What a server knows to be acknowledged and Redis does not: the learner is told, and a lease that came back with the
 # past is given back.
 CLAIM_LOST = (
     _ALLOW_AT_MAXMEMORY
+    + _CLAIM
     + """
 local lost = 0
 for i = 2, #ARGV do
   local index = ARGV[i]
   if redis.call('sismember', KEYS[2], index) == 0 then
-    redis.call('rpush', KEYS[1], index)
+    claim(KEYS[1], tonumber(index), 'forgotten')
     lost = lost + 1
     if redis.call('hget', KEYS[3], index) == ARGV[1] then
       redis.call('hdel', KEYS[3], index)
@@ -367,22 +376,23 @@ redis.call('hincrby', totals, 'kept', -tonumber(field.cost))
 return 'requeued'
 """
 
-# KEYS epoch groups cursor returned unapplied bytes owners appended
+# KEYS epoch groups cursor returned unapplied bytes owners appended claims
 # ARGV epoch named in_hand index*in_hand first last first last ... (finished intervals)
-# -> {epoch that Redis had, index...}: the indices of acknowledged groups that are gone
+# -> the epoch that Redis had
 # Rebuilds what admission counts from what is really there: the ledger, the stream, the leases, and the groups that the
 # learner has in hand. An index below the cursor that is in none of these and that nobody was to draw again was
-# appended once, and its entry was taken out of the stream by somebody else. The learner of the highest epoch takes a
-# Redis over that has lost its data.
+# appended once, and its entry was taken out of the stream by somebody else: the learner hears of it as of a claim.
+# The learner of the highest epoch takes a Redis over that has lost its data.
 RESTORE = (
     _ALLOW_AT_MAXMEMORY
     + _OWN_ENTRY
+    + _CLAIM
     + """
 local epoch = tonumber(redis.call('get', KEYS[1]) or 0)
 if epoch > tonumber(ARGV[1]) then return redis.error_reply('FENCED') end
 redis.call('set', KEYS[1], ARGV[1])
 
-local known, bytes, ended, answer = {}, 0, 0, {epoch}
+local known, bytes, ended, lost = {}, 0, 0, 0
 local cursor = tonumber(redis.call('get', KEYS[3]) or 0)
 local given_out = cursor
 local intervals = 4 + tonumber(ARGV[3])
@@ -431,7 +441,10 @@ local function give_out_again(first, last)
   for index = first, last do
     if not known[index] then
       redis.call('zadd', KEYS[4], index, text(index))
-      if index < given_out and not to_draw[index] then answer[#answer + 1] = index end
+      if index < given_out and not to_draw[index] then
+        claim(KEYS[9], index, 'taken_out')
+        lost = lost + 1
+      end
     end
   end
 end
@@ -443,9 +456,9 @@ end
 give_out_again(next_index, cursor - 1)
 redis.call('set', KEYS[3], text(cursor))
 redis.call('set', KEYS[6], text(bytes))
-local acknowledged = ended + redis.call('scard', KEYS[5]) + tonumber(ARGV[2]) + #answer - 1
+local acknowledged = ended + redis.call('scard', KEYS[5]) + tonumber(ARGV[2]) + lost
 if tonumber(redis.call('get', KEYS[8]) or 0) < acknowledged then redis.call('set', KEYS[8], text(acknowledged)) end
-return answer
+return epoch
 """
 )
 

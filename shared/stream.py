@@ -26,6 +26,8 @@ CONSUMER = "rank0"
 
 PAYLOAD = "payload"
 FAILURE = "failure"
+FORGOTTEN = "forgotten"  # a server knows that it was acknowledged; Redis does not
+TAKEN_OUT = "taken_out"  # appended, and its entry is not in the stream
 _TOLD_AT_ONCE = 1000  # claims in one command
 
 
@@ -54,11 +56,12 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """What opening the stream found out."""
+class Claim:
+    """An acknowledged group that somebody misses."""
 
-    lost: tuple[int, ...]  # prompt indices of acknowledged groups whose entries somebody took out of the stream
-    forgot: bool  # Redis did not know this learner any more: it was emptied, or went back to an earlier state
+    prompt_index: int
+    cause: str  # FORGOTTEN or TAKEN_OUT
+    id: str  # of this claim, unique
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,11 @@ class GroupReader:
         self._restore = Script(
             client,
             scripts.RESTORE,
-            [k.epoch, k.groups, k.cursor, k.returned, k.unapplied, k.bytes, k.owners, k.appended],
+            [k.epoch, k.groups, k.cursor, k.returned, k.unapplied, k.bytes, k.owners, k.appended, k.claims],
         )
         self._reread_from: str | None = "0"  # own pending entries come first, then new ones
 
-    def open(self, finished: Intervals, in_hand: Collection[int] = (), named: int = 0) -> Opened:
+    def open(self, finished: Intervals, in_hand: Collection[int] = (), named: int = 0) -> bool:
         """Creates the consumer group if need be and rebuilds the credits from ledger, stream and leases.
 
         Args:
@@ -169,13 +172,16 @@ class GroupReader:
             in_hand: prompt indices of groups that the learner holds, or has applied and not announced.
             named: groups that were acknowledged and lost, and are known to be.
 
+        Returns:
+            True where Redis did not know this learner any more: it was emptied, or went back to an earlier state.
+
         Raises:
             FencedError: another learner has a higher epoch.
             StreamError: Redis cannot be reached.
 
         """
         bounds = [bound for pair in finished.pairs() for bound in pair]
-        epoch, *lost = self._restore(self._epoch, named, len(in_hand), *in_hand, *bounds)
+        epoch = int(self._restore(self._epoch, named, len(in_hand), *in_hand, *bounds))
         try:
             with translated():
                 self._client.xgroup_create(self._keys.groups, CONSUMER_GROUP, id="0", mkstream=True)
@@ -185,7 +191,7 @@ class GroupReader:
             if "BUSYGROUP" not in str(error):
                 raise
         self._reread_from = "0"
-        return Opened(tuple(int(index) for index in lost), int(epoch) < self._epoch)
+        return epoch < self._epoch
 
     def read(self, count: int) -> list[Entry]:
         """Up to `count` entries; waits up to a second for new ones. Pending ones of an earlier life come first.
@@ -194,23 +200,29 @@ class GroupReader:
             StreamError: Redis cannot be reached, or the consumer group is gone (`open` again).
 
         """
-        pending = self._reread_from is not None
+        while self._reread_from is not None:
+            answer = self._ask(self._reread_from, count, None)
+            self._reread_from = answer[-1][0].decode() if answer else None
+            gone = [entry_id.decode() for entry_id, fields in answer if not fields]
+            if gone:  # pending, but taken out of the stream by somebody else
+                self.delete(gone)
+            if len(gone) < len(answer):
+                return self._entries(answer)
+        return self._entries(self._ask(">", count, int(BLOCK_S * 1000)))
+
+    def _ask(self, after: str, count: int, block_ms: int | None) -> list[tuple[bytes, dict[bytes, bytes]]]:
         with translated():
             answer = self._client.xreadgroup(
-                CONSUMER_GROUP,
-                CONSUMER,
-                {self._keys.groups: self._reread_from or ">"},
-                count=count,
-                block=None if pending else int(BLOCK_S * 1000),
+                CONSUMER_GROUP, CONSUMER, {self._keys.groups: after}, count=count, block=block_ms
             )
-            cursor = int(self._client.get(self._keys.cursor) or 0) if answer else 0
-        found = [(entry_id, fields) for _, items in answer or () for entry_id, fields in items if fields]
-        entries = [_entry(entry_id, fields, cursor) for entry_id, fields in found]
-        if pending:
-            last = [entry_id for _, items in answer or () for entry_id, _ in items]
-            self._reread_from = last[-1].decode() if last else None
-            return entries if last else self.read(count)
-        return entries
+        return [item for _, items in answer or () for item in items]
+
+    def _entries(self, answer: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Entry]:
+        if not answer:
+            return []
+        with translated():
+            cursor = int(self._client.get(self._keys.cursor) or 0)
+        return [_entry(entry_id, fields, cursor) for entry_id, fields in answer if fields]
 
     def release(self, indices: Sequence[int]) -> None:
         """Frees the staleness credit of groups that ended without an optimizer step."""
@@ -242,10 +254,11 @@ class GroupReader:
             ends = self._client.hgetall(self._keys.buried)
         return {int(index): end.decode().partition(" ")[2] for index, end in ends.items()}
 
-    def claims(self) -> list[int]:
-        """Prompt indices whose acknowledged groups a server misses, oldest claim first."""
+    def claims(self) -> list[Claim]:
+        """Acknowledged groups that are missed, by `open` or by a server; oldest first, until they are settled."""
         with translated():
-            return [int(index) for index in self._client.lrange(self._keys.claims, 0, -1)]
+            told = [claim.decode().split() for claim in self._client.lrange(self._keys.claims, 0, -1)]
+        return [Claim(int(index), cause, claim_id) for index, cause, claim_id in told]
 
     def settle(self, how_many: int, present: Sequence[int]) -> None:
         """The oldest claims were dealt with; of these, `present` are groups that are here after all."""

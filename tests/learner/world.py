@@ -107,6 +107,7 @@ class World:
 
     # -- the rollout server ---------------------------------------------------------------------
     def lease(self, count: int) -> list[int]:
+        self.writer.confirm()
         return list(self.admission.lease(count, self.latest).indices)
 
     @property

@@ -35,7 +35,7 @@ def facts(appended: int = 0, **changes: object) -> RedisFacts:
 
 
 def history(rows: list[Row], gone: list[Row] | None = None, evaluations: list[Row] | None = None) -> History:
-    return History(rows=rows, abandoned=0, evaluations=evaluations or [], dropped=gone or [], torn=0)
+    return History(rows=rows, abandoned=0, evaluations=evaluations or [], dropped=gone or [], lost=[], torn=0)
 
 
 def test_a_complete_run_has_lost_nothing() -> None:
