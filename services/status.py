@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from shared.control import ControlState, EvaluationResult, Latest, Phase
 from shared.keys import Keys
+from shared.letters import ReasonTotals, totals
 from shared.redis_client import Client
 from shared.stream import Backlog, backlog
 
@@ -47,6 +49,7 @@ class RunStatus:
     pending_evaluations: tuple[int, ...]
     paused: bool
     events: tuple[dict[str, Any], ...]  # newest first
+    dead_letters: Mapping[str, ReasonTotals] = field(default_factory=dict)  # by reason, since the run began
 
     def of_kind(self, kind: str) -> list[Member]:
         """The members of one kind."""
@@ -78,6 +81,7 @@ def read_status(client: Client, keys: Keys, events: int = 50) -> RunStatus:
         pending_evaluations=tuple(control.pending_evaluations()),
         paused=control.paused(),
         events=tuple(control.events(last=events)),
+        dead_letters=totals(client, keys),
     )
 
 

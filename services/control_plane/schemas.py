@@ -91,6 +91,19 @@ class BacklogStatus(Answer):
     """Entries that could not be trained on."""
 
 
+class DeadLetterTotals(Answer):
+    """Dead letters of one reason since the run began."""
+
+    count: int
+    bytes: int
+    """Of payload."""
+    dropped: int
+    """Of them, removed to stay within admission.dead_letter_bytes."""
+    dropped_bytes: int
+    requeued: int
+    """Put back into the stream by an operator."""
+
+
 class Evaluation(Answer):
     """Held-out accuracy of one version."""
 
@@ -153,6 +166,8 @@ class Status(Answer):
     """Versions that wait for an evaluation."""
     events: list[Event]
     """The newest first."""
+    dead_letters: dict[str, DeadLetterTotals]
+    """By reason; `trustbatch dead-letters` shows and requeues them."""
 
 
 class History(Answer):
@@ -210,6 +225,7 @@ def status_answer(status: RunStatus, config: Config) -> Status:
         evaluations=[Evaluation(**asdict(result)) for result in status.evaluations],
         pending_evaluations=list(status.pending_evaluations),
         events=[Event.model_validate(event) for event in status.events],
+        dead_letters={reason: DeadLetterTotals(**asdict(t)) for reason, t in status.dead_letters.items()},
     )
 
 
