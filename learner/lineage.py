@@ -10,7 +10,7 @@ Without a restart it is the policy_version itself.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -38,17 +38,20 @@ class Lineage:
         """The lineage after one more publish."""
         return Lineage(self.segments, self.latest + 1)
 
-    def restored(self, parent: int, new_version: int, parents: Mapping[int, int]) -> Lineage:
+    def restored(
+        self, parent: int, new_version: int, parents: Mapping[int, int], same: Collection[int] = ()
+    ) -> Lineage:
         """The lineage after `parent`'s weights were published again as `new_version`.
 
         Args:
             parent: the version whose weights were restored.
             new_version: above every version that was ever published.
             parents: version -> parent, of published versions; tells of branches that no checkpoint knows.
+            same: versions that have their parent's weights; needed where that is the version right before them.
 
         """
         segments = {segment.first: segment for segment in self.segments}
-        branches = {version: p for version, p in parents.items() if p not in (version - 1, -1)}
+        branches = {version: p for version, p in parents.items() if p not in (version - 1, -1) or version in same}
         known = Lineage(self.segments, self.latest)
         for version, branch_parent in sorted({**branches, new_version: parent}.items()):
             segments[version] = Segment(version, branch_parent, known.depth(branch_parent))

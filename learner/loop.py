@@ -91,6 +91,8 @@ class Learner:
             raise
         except Exception as error:
             self._fail(error)
+            if self._is_fenced():
+                raise FencedError(f"another learner has taken over this run; this one had failed: {error}") from error
             raise
         self.heartbeat.stop()
 
@@ -291,6 +293,16 @@ class Learner:
         if training.unsaved:
             training.write_checkpoint()
             training.delete_finished()
+
+    def _is_fenced(self) -> bool:
+        """True if another learner has the run: what failed here may be its doing."""
+        try:
+            self.control.check_epoch(self._epoch)
+        except FencedError:
+            return True
+        except StreamError:
+            return False
+        return False
 
     def _fail(self, error: Exception) -> None:
         reason = str(error) or type(error).__name__

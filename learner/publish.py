@@ -52,9 +52,14 @@ class Publisher:
     def write(self, version: int, parent: int, step: int) -> None:
         """Puts the weights into the store. Raises StoreError, FencedError (before anything is written)."""
         self._control.check_epoch(self._epoch)
-        self._policy.save(self._store.begin(version))
-        probe = Probe(self._sequences, self._policy.sequence_logprobs(self._sequences))
-        self._store.commit(version, parent, step, probe, time.time())
+        folder = self._store.begin(version)
+        try:
+            self._policy.save(folder)
+            probe = Probe(self._sequences, self._policy.sequence_logprobs(self._sequences))
+            self._store.commit(version, parent, step, probe, time.time())
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # it is ours; nobody else may write there
+            raise
 
     def announce(self, latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
         """Makes a written version the latest and frees the credit of its groups. May be repeated.
@@ -69,7 +74,7 @@ class Publisher:
 
     def retain(self, kept: Iterable[int], latest: int) -> None:
         """Deletes versions that nobody needs, and what a torn publish left behind."""
-        self._store.retain(kept)
+        self._store.retain(kept, latest)
         for folder in self._store.root.iterdir():
             number = folder.name[1:]
             if number.isdigit() and int(number) < latest and not (folder / MANIFEST).exists():

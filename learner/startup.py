@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from learner.model import PolicyModel
 from learner.publish import highest_version
 from shared.config import Config
 from shared.control import LEARNER, ControlState
-from shared.errors import FencedError
+from shared.errors import FencedError, StoreError
 from shared.log import Logger
 from shared.process import Deadline
 from shared.store import PolicyStore
@@ -78,17 +79,33 @@ def restore(
     """Loads the newest good checkpoint, if there is one, and finds the number of the version to publish."""
     checkpoint = checkpoints.newest()
     version = highest_version(store, control) + 1
+    descent = _descent(store, control)
     if checkpoint is None:
         if version == 0:
             return Begin(0, 0, Ledger(), Lineage(), -1), None
-        return Begin(0, 0, Ledger(), Lineage().restored(0, version, control.parents()), 0), None
+        return Begin(0, 0, Ledger(), Lineage().restored(0, version, *descent), 0), None
     state = checkpoint.state
     restore_tensors(checkpoint.tensors, policy, optimizer)
     version = max(version, state.policy_version + 1)
-    lineage = Lineage(state.segments, state.policy_version).restored(state.policy_version, version, control.parents())
+    lineage = Lineage(state.segments, state.policy_version).restored(state.policy_version, version, *descent)
     return Begin(
         state.step, state.batches, Ledger(state.finished, state.counts), lineage, state.policy_version
     ), checkpoint
+
+
+def _descent(store: PolicyStore, control: ControlState) -> tuple[dict[int, int], set[int]]:
+    """Version -> parent, of published versions, and those of them that have their parent's weights.
+
+    The store tells of branches where Redis has lost its data, and by their steps which versions a restore published.
+    """
+    parents: dict[int, int] = {}
+    steps: dict[int, int] = {}
+    for version in store.versions():
+        with suppress(StoreError):
+            manifest = store.manifest(version)
+            parents[version], steps[version] = manifest.parent, manifest.step
+    same = {version for version, parent in parents.items() if steps.get(parent) == steps[version]}
+    return {**parents, **control.parents()}, same
 
 
 def remember_buried(ledger: Ledger, buried: Mapping[int, str]) -> None:

@@ -65,13 +65,19 @@ class PolicyStore:
         return self.root / f"v{policy_version:08d}"
 
     def begin(self, policy_version: int) -> Path:
-        """An empty folder to write a version's files into; what a torn publish left there is removed."""
+        """An empty folder to write a version's files into: of two learners that begin a version, one gets it.
+
+        Raises:
+            StoreError: the folder is there already: of a published version, of a torn publish, or of another learner.
+
+        """
         folder = self.folder(policy_version)
         if (folder / MANIFEST).exists():
             raise StoreError(f"version {policy_version} is published already in {folder}")
         try:
-            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
+        except FileExistsError:
+            raise StoreError(f"version {policy_version} was begun already, by another learner, in {folder}") from None
         except OSError as error:
             raise StoreError(f"cannot write version {policy_version} to {folder}: {error}") from error
         return folder
@@ -146,10 +152,13 @@ class PolicyStore:
         names = (path.name for path in self.root.iterdir() if (path / MANIFEST).is_file())
         return sorted(int(name[1:]) for name in names if name[:1] == "v" and name[1:].isdigit())
 
-    def retain(self, keep: Iterable[int]) -> list[int]:
-        """Deletes every version but these, its manifest first; returns what was deleted."""
+    def retain(self, keep: Iterable[int], newest: int) -> list[int]:
+        """Deletes every version up to `newest` but these, its manifest first; returns what was deleted.
+
+        Newer ones are another learner's: who was thought dead must not delete them.
+        """
         kept = set(keep)
-        gone = [version for version in self.versions() if version not in kept]
+        gone = [version for version in self.versions() if version <= newest and version not in kept]
         for version in gone:
             (self.folder(version) / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(self.folder(version), ignore_errors=True)

@@ -7,6 +7,7 @@ import pytest
 
 from learner.lineage import START, Lineage
 from learner.publish import probe_sequences, versions_to_keep
+from shared.errors import StoreError
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World
 
@@ -61,12 +62,20 @@ def test_after_a_restore_the_lag_can_still_be_served() -> None:
 
 
 def test_what_a_torn_publish_left_is_passed_over_and_removed(world: World) -> None:
-    learner = world.learner()
+    world.learner()
     (world.store.begin(1) / "model.safetensors").write_bytes(b"half")
-    world.append(4)
-    learner.iterate()
+    world.learner()
+    assert world.latest == 2, "nobody knows who may still be writing version 1"
+    assert not world.store.folder(1).exists()
+
+
+def test_a_publish_that_fails_leaves_nothing_behind_and_may_be_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = world.learner().training.parts.publisher
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store.__class__, "commit", lambda *_: (_ for _ in ()).throw(StoreError("no space left")))
+        with pytest.raises(StoreError, match="no space left"):
+            publisher.write(1, 0, 1)
+    publisher.write(1, 0, 1)
     assert world.store.versions() == [0, 1]
-    (world.store.begin(2) / "model.safetensors").write_bytes(b"half")
-    learner = world.learner()
-    assert world.latest == 3, "nobody knows who may still be writing version 2"
-    assert not world.store.folder(2).exists()

@@ -34,13 +34,15 @@ def test_a_published_version_reads_back_with_its_probe(store: PolicyStore) -> No
     assert store.versions() == [0, 3]
 
 
-def test_without_a_manifest_there_is_no_version_and_a_torn_publish_is_begun_anew(store: PolicyStore) -> None:
+def test_without_a_manifest_there_is_no_version_and_nobody_else_may_begin_it(store: PolicyStore) -> None:
     (store.begin(1) / "half").write_text("torn")
     assert store.versions() == []
     with pytest.raises(StoreError, match="version 1 is not in the store"):
         store.manifest(1)
-    publish(store, 1)
-    assert "half" not in [f.name for f in store.manifest(1).files]
+    with pytest.raises(StoreError, match="version 1 was begun already, by another learner"):
+        store.begin(1)
+    publish(store, 2)
+    assert store.versions() == [2]
 
 
 def test_a_published_version_is_never_overwritten(store: PolicyStore) -> None:
@@ -99,7 +101,7 @@ def test_a_manifest_of_another_version_or_with_a_path_outside_is_refused(store: 
 def test_retention_keeps_what_is_asked_for(store: PolicyStore) -> None:
     for version in range(6):
         publish(store, version)
-    assert store.retain([0, 4, 5, 77]) == [1, 2, 3]
+    assert store.retain([0, 4, 5, 77], 9) == [1, 2, 3]
     assert store.versions() == [0, 4, 5]
     assert sorted(p.name for p in store.root.iterdir()) == ["v00000000", "v00000004", "v00000005"]
 
@@ -107,7 +109,7 @@ def test_retention_keeps_what_is_asked_for(store: PolicyStore) -> None:
 def test_a_version_that_is_held_can_be_loaded_although_retention_deletes_it(store: PolicyStore) -> None:
     published = (publish(store, 1) / "model.safetensors").read_bytes()
     manifest, folder = store.hold(1, "r0")
-    store.retain([])
+    store.retain([], 9)
     assert store.versions() == []
     assert manifest.policy_version == 1
     assert (folder / "model.safetensors").read_bytes() == published
