@@ -66,6 +66,17 @@ class RedisServer:
         self.process.wait()
 
 
+def append_only_file(folder: Path) -> Path:
+    """6.2 keeps a file, 7.0 a folder whose newest part grows."""
+    return next(iter([*folder.glob("appendonlydir/*.incr.aof"), *folder.glob("appendonly.aof")]))
+
+
+def cut_to(folder: Path, size: int) -> None:
+    """Takes the tail of a dead Redis's append-only file away, as a power loss does under `everysec`."""
+    with append_only_file(folder).open("r+b") as opened:
+        opened.truncate(size)
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One Redis for all tests that leave it in peace."""

@@ -14,7 +14,7 @@ from services.history import read_history
 from services.report import summarize
 from shared.errors import FencedError, OutOfMemoryError
 from shared.stream import CONSUMER_GROUP, FORGOTTEN, TAKEN_OUT
-from tests.conftest import RedisServer
+from tests.conftest import RedisServer, append_only_file, cut_to
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World
 
@@ -178,6 +178,46 @@ def test_a_redis_without_persistence_that_comes_back_empty_is_survived(
     assert [index for index, _ in lost(world)] == unread
     assert world.applied == dict.fromkeys(range(20), 1)
     balanced(world, groups_lost=2)
+
+
+def test_a_power_loss_that_takes_the_last_second_is_named_group_by_group(
+    make_world: MakeWorld, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    """What is cut: a batch that was appended, applied and announced; three groups that nobody has read."""
+    world = make_world(*PATIENT, url=own_redis.url)
+    learner = world.learner()
+    train_on(world, learner, 2)
+    size = append_only_file(tmp_path).stat().st_size
+    train_on(world, learner, 1)
+    unread = world.append(3)
+    own_redis.kill()
+    cut_to(tmp_path, size)
+    own_redis.start()
+    assert world.latest == 2, "Redis is back in the past"
+    assert world.writer.confirm() == 7
+    train_on(world, learner, 3)
+    assert lost(world) == [(index, FORGOTTEN) for index in unread]
+    assert world.applied == dict.fromkeys(range(24), 1)
+    assert world.latest == 6
+    balanced(world, groups_lost=3)
+
+
+def test_a_power_loss_that_takes_the_learner_s_epoch_does_not_end_it(
+    make_world: MakeWorld, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    world = make_world(*PATIENT, url=own_redis.url)
+    train_on(world, world.learner(), 1)
+    size = append_only_file(tmp_path).stat().st_size
+    learner = world.learner()
+    assert learner.training.parts.epoch == 2
+    own_redis.kill()
+    cut_to(tmp_path, size)
+    own_redis.start()
+    learner.iterate()
+    assert int(world.client.get(world.keys.epoch)) == 2
+    train_on(world, learner, 2)
+    assert world.applied == dict.fromkeys(range(12), 1)
+    balanced(world, groups_lost=0)
 
 
 def test_after_a_flush_the_older_of_two_learners_cannot_come_back(

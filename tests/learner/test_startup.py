@@ -45,6 +45,15 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(control: ControlState)
     assert time.monotonic() - started < 5
 
 
+def test_versions_that_restores_published_are_known_from_the_store_where_redis_has_forgotten(world: World) -> None:
+    world.learner()
+    world.learner()
+    world.client.delete(world.keys.parents, world.keys.latest)
+    lineage = world.learner().training.lineage
+    assert [lineage.depth(version) for version in range(3)] == [0, 0, 0]
+    assert (lineage.latest, lineage.advanced().staleness(1)) == (2, 1)
+
+
 def test_a_living_learner_keeps_its_run_and_its_name(world: World) -> None:
     world.control.set_phase("running")
     parent = os.getppid()

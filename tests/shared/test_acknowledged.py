@@ -13,7 +13,7 @@ from shared.intervals import Intervals
 from shared.keys import Keys
 from shared.redis_client import Client, connect
 from shared.stream import FORGOTTEN, Appended, GroupWriter, backlog
-from tests.conftest import RedisServer
+from tests.conftest import RedisServer, append_only_file, cut_to
 from tests.shared.test_stream import Bench
 
 
@@ -66,18 +66,6 @@ def test_after_a_flush_the_next_append_names_what_is_gone(bench: Bench) -> None:
     reader.open(Intervals())
     reader.settle(3, [])
     assert reader.claims() == []
-
-
-def cut_to(folder: Path, size: int) -> None:
-    """Takes the tail of the append-only file away, as a power loss does under `everysec`."""
-    file = append_only_file(folder)
-    with file.open("r+b") as opened:
-        opened.truncate(size)
-
-
-def append_only_file(folder: Path) -> Path:
-    """6.2 keeps a file, 7.0 a folder whose newest part grows."""
-    return next(iter([*folder.glob("appendonlydir/*.incr.aof"), *folder.glob("appendonly.aof")]))
 
 
 def test_a_lease_that_came_back_with_a_power_loss_is_given_back_and_its_group_is_named(
