@@ -142,10 +142,10 @@ class Training:
         claims = parts.patience("hear what is missed", parts.reader.claims)
         if not claims:
             return
-        here = [c.prompt_index for c in claims if c.prompt_index in self.ledger.finished] + list(self._in_hand)
+        here = {c.prompt_index for c in claims if c.prompt_index in self.ledger.finished} | self._in_hand
         for told in self.losses.name([claim for claim in claims if claim.prompt_index not in here]):
             parts.patience.tell("tell a loss", partial(parts.control.add_event, "loss", told, LEARNER))
-        parts.patience("settle claims", lambda: parts.reader.settle(len(claims), here))
+        parts.patience("settle claims", lambda: parts.reader.settle(len(claims), sorted(here)))
         parts.patience("count what was acknowledged", self.reopen)
 
     def discount_wait(self) -> None:

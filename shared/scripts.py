@@ -420,13 +420,12 @@ for i = intervals, #ARGV, 2 do
   ended = ended + tonumber(ARGV[i + 1]) - tonumber(ARGV[i]) + 1
 end
 local bound = cursor + 100000 -- beyond it, an index is no prompt of this run, even where the cursor was lost
-local start = '-'
-local mean = tonumber(redis.call('get', KEYS[6]) or 0) / math.max(1, redis.call('xlen', KEYS[2]))
-local at_once = math.max(1, math.min(64, math.floor(1048576 / math.max(1, mean)))) -- a MiB
+local start, at_once, seen = '-', 1, 0
 while true do
   local page = redis.call('xrange', KEYS[2], start, '+', 'COUNT', at_once)
   for _, entry in ipairs(page) do
     local index = own(entry[2]) and tonumber(entry[2][4])
+    seen = seen + 1
     if index and index >= 0 and index < bound and index == math.floor(index) then
       bytes = bytes + #entry[2][6]
       known[index] = true
@@ -436,6 +435,7 @@ while true do
     start = '(' .. entry[1]
   end
   if #page == 0 then break end
+  at_once = math.max(1, math.min(64, math.floor(1048576 * seen / math.max(1, bytes)))) -- about a MiB in memory
 end
 local function give_out_again(first, last)
   for index = first, last do

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def test_a_group_in_two_steps_is_applied_twice_and_not_a_lost_one_less() -> None
 
 def test_a_group_twice_in_one_step_is_applied_twice() -> None:
     assert account(history([step(1, [0, 0])]), facts(appended=1)).applied_twice == 1
+
+
+def test_a_group_that_was_lost_and_drawn_again_is_lost_once_and_applied_once() -> None:
+    rows = history([step(1, [0, 1])])
+    named = replace(rows, lost=[{"prompt_index": 1, "cause": "taken_out", "claim": "1", "at": 1.0}])
+    found = account(named, facts(appended=3))
+    assert (found.lost, found.unaccounted, found.applied) == (1, 0, 2)
+    assert account(named, facts(appended=4)).lost == 2, "one more that nobody can explain"
+    assert summarize("mine", named, facts(appended=3))["groups_lost_named"] == [1]
 
 
 def test_a_dead_letter_without_a_record_is_ended_not_lost() -> None:
