@@ -16,6 +16,7 @@ from shared.errors import FencedError, OutOfMemoryError
 from shared.stream import CONSUMER_GROUP, FORGOTTEN, TAKEN_OUT
 from tests.conftest import RedisServer, append_only_file, cut_to
 from tests.learner.conftest import MakeWorld
+from tests.learner.test_fencing import stopped_before
 from tests.learner.world import World
 
 PATIENT = ("admission.max_staleness=100", "learner.steps=100", "learner.idle_deadline_s=20")
@@ -160,6 +161,37 @@ def test_a_flushed_redis_is_filled_again_and_what_it_forgot_is_named(
     assert world.latest == 6
     assert learner.training.parts.epoch == 1, "no other learner had taken the run"
     balanced(world, groups_lost=5)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        ("provision", "begin_batch"),
+        ("publisher", "write"),
+        ("publisher", "announce"),
+        ("control", "add_history"),
+        ("checkpoints", "write"),
+        ("reader", "delete"),
+    ],
+)
+def test_a_flush_in_the_middle_of_an_iteration_loses_nothing_of_the_batch(
+    make_world: MakeWorld, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, owner: str, name: str
+) -> None:
+    world = make_world(*PATIENT, "learner.checkpoint_every=1", url=own_redis.url)
+    learner = world.learner()
+    train_on(world, learner, 2)
+    world.append(4)
+    stopped_before(getattr(learner.training.parts, owner), name, world.client.flushall, monkeypatch)
+    learner.iterate()
+    learner.iterate()
+    assert learner.training.step == 3
+    assert world.latest == 3
+    assert world.writer.confirm() == 12
+    train_on(world, learner, 2)
+    assert lost(world) == []
+    assert world.applied == dict.fromkeys(range(20), 1)
+    assert (world.backlog.unapplied, world.control.phase()) == (0, ("running", ""))
+    balanced(world, groups_lost=0)
 
 
 def test_a_redis_without_persistence_that_comes_back_empty_is_survived(
