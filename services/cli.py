@@ -207,7 +207,7 @@ def letters_show(
 def letters_requeue(
     run: Run,
     overrides: Overrides,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", show_default=False)] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", show_default=False)] = None,
     reason: Annotated[str | None, typer.Option(metavar="REASON", help="All that are kept for this reason.")] = None,
 ) -> None:
     """Put payloads back into the stream, as their servers had appended them, e.g. after mending a setting.
