@@ -18,6 +18,8 @@ from shared.types import Group
 from tests.learner import stale
 from tests.learner.one_of_two_ranks import COMPARED, DTYPES, SHARES, step_of
 
+pytestmark = pytest.mark.system  # two processes besides this one
+
 ROOT = Path(__file__).parents[2]
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5}  # of the gradient's norm
 
