@@ -32,6 +32,7 @@ class Held:
 
     entry_id: str
     group: Group
+    payload: bytes  # as it was in the stream
 
 
 class Intake:
@@ -105,7 +106,7 @@ class Intake:
 
     def _sort(self, entry: Entry, result: Group | Refused) -> None:
         if isinstance(result, Group):
-            self.held.append(Held(entry.entry_id, result))
+            self.held.append(Held(entry.entry_id, result, entry.payload))
             return
         if result.dead_letter:
             self._bury(entry, result)
@@ -125,7 +126,7 @@ class Intake:
     def _note(self, prompt_index: int, refused: Refused) -> None:
         """Writes down that a group has left, and why."""
         self._metrics.groups_dropped.labels(refused.reason).inc()
-        trajectories = refused.group.trajectories if refused.group else ()
+        trajectories = refused.group.own if refused.group else ()
         n = len(trajectories)
         dropped = Dropped(
             prompt_index=prompt_index,

@@ -16,6 +16,7 @@ from learner.objectives import servable_objectives
 from learner.patience import Patience
 from learner.provision import Provision, load_reference
 from learner.publish import Publisher
+from learner.recorder import Recorder
 from learner.startup import (
     abandon_lines,
     await_predecessor,
@@ -145,6 +146,8 @@ class Learner:
         reader = GroupReader(self._client, self._keys, epoch)
         remember_buried(begin.ledger, self._patiently("read what is buried", reader.buried))
         abandoned = abandon_lines(files, begin)
+        recorder = Recorder(config, epoch, self.log)
+        recorder.begin(begin.step)
         if checkpoint is not None:
             report_changes(checkpoint.state.config, config, self.log)
             self.log.info("restored", checkpoint=checkpoint.name, step=begin.step, abandoned_steps=abandoned)
@@ -163,6 +166,7 @@ class Learner:
                 optimizer,
                 objectives,
                 Provision(policy, objectives.needs, reference),
+                recorder,
                 self._patiently,
                 self.heartbeat,
                 self.metrics,
