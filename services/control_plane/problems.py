@@ -22,8 +22,14 @@ DESCRIBED: dict[int | str, dict[str, Any]] = {
     503: {"model": Problem, "description": "Redis does not answer; ask again."},
 }
 
+CLOSED: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "No token, or one that is not known."},
+    429: {"model": Problem, "description": "Too many requests from one address; Retry-After says when to go on."},
+}
+
 WISHES: dict[int | str, dict[str, Any]] = {
-    403: {"model": Problem, "description": "The request came from another site's page."},
+    403: {"model": Problem, "description": "The token may only look, or the request came from another site's page."},
+    413: {"model": Problem, "description": "A body that is too large to look at."},
     422: {"model": Problem, "description": "A parameter or a body was given; there are none."},
 }
 
@@ -78,6 +84,8 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 
 
 def _redis_down(request: Request, error: Exception) -> JSONResponse:
+    if not request.scope.get("role"):  # a stranger, at the readiness probe: no addresses
+        return problem(503, "Redis does not answer as it should", {"Retry-After": str(RETRY_AFTER_S)})
     said = str(error).rstrip(".")
     detail = f"{said}. The run itself may go on; check Redis and redis.url, this page recovers by itself."
     return problem(503, detail, {"Retry-After": str(RETRY_AFTER_S)})

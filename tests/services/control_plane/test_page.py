@@ -74,7 +74,7 @@ def test_it_follows_the_readers_light_or_dark_and_fits_a_phone(page: Page) -> No
 
 
 def test_it_is_served_with_a_policy_that_forbids_the_outside(config: Config) -> None:
-    with TestClient(create_app(config)) as http:
+    with TestClient(create_app(config), base_url="http://127.0.0.1") as http:
         answer = http.get("/")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert answer.text == TEXT
