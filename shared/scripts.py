@@ -212,11 +212,14 @@ local function finished(index)
   return false
 end
 redis.call('del', KEYS[4], KEYS[5])
-for _, index in ipairs(redis.call('hkeys', KEYS[7])) do
-  known[tonumber(index)] = true
-  cursor = math.max(cursor, tonumber(index) + 1)
-end
 for i = 2, #ARGV, 2 do cursor = math.max(cursor, tonumber(ARGV[i + 1]) + 1) end
+for _, owned in ipairs(redis.call('hkeys', KEYS[7])) do
+  local index = tonumber(owned)
+  if index and index >= 0 and index < cursor + 100000 and index == math.floor(index) then
+    known[index] = true
+    cursor = math.max(cursor, index + 1)
+  end
+end
 local bound = cursor + 100000 -- beyond it, an index is no prompt of this run, even where the cursor was lost
 local start = '-'
 while true do

@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from services.control_plane.schemas import Problem
@@ -42,6 +43,7 @@ def install(app: FastAPI) -> None:
     """Registers the handlers."""
     app.add_exception_handler(StreamError, _redis_down)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ValidationError, _unreadable)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(ForeignSiteError, _foreign)
     app.add_exception_handler(Exception, _broken)
@@ -89,6 +91,15 @@ def _redis_down(request: Request, error: Exception) -> JSONResponse:
     said = str(error).rstrip(".")
     detail = f"{said}. The run itself may go on; check Redis and redis.url, this page recovers by itself."
     return problem(503, detail, {"Retry-After": str(RETRY_AFTER_S)})
+
+
+def _unreadable(request: Request, error: Exception) -> JSONResponse:
+    """What is in Redis is not what this release writes there."""
+    assert isinstance(error, ValidationError)
+    where = ".".join(str(part) for part in error.errors()[0]["loc"])
+    return problem(
+        503, f"what Redis holds of this run cannot be read ({error.title}: {where}); was another release here?"
+    )
 
 
 def _invalid(request: Request, error: Exception) -> JSONResponse:
