@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from shared import scripts
 from shared.config import secrets
 from shared.errors import AccessError, ConfigError, FencedError, OutOfMemoryError, StreamError
 
@@ -126,10 +128,27 @@ class Script:
     """A Lua script bound to its keys; errors translated."""
 
     def __init__(self, client: Client, source: str, keys: Sequence[str]) -> None:
-        self._script = client.register_script(source)
+        self._client = client
+        self._source = source
+        self._digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
         self._keys = list(keys)
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs it. Raises StreamError, OutOfMemoryError, FencedError."""
         with translated():
-            return self._script(keys=self._keys, args=list(arguments))
+            try:
+                return self._run(arguments)
+            except redis.exceptions.NoScriptError:
+                self._load()
+                return self._run(arguments)
+
+    def _run(self, arguments: Sequence[Any]) -> Any:
+        return self._client.evalsha(self._digest, len(self._keys), *self._keys, *arguments)
+
+    def _load(self) -> None:
+        """Loads every script of the run, for those too who may run scripts and not load any (rollout servers)."""
+        try:
+            for source in {self._source, *scripts.ALL}:
+                self._client.script_load(source)
+        except redis.exceptions.NoPermissionError as error:
+            raise StreamError("Redis does not hold the run's scripts yet: the learner loads them") from error

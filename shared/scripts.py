@@ -290,3 +290,5 @@ redis.call('set', KEYS[2], ARGV[2], 'PX', ARGV[3])
 return 1
 """
 )
+
+ALL: tuple[str, ...] = tuple(source for name, source in sorted(globals().items()) if name.isupper() and name[0] != "_")

@@ -13,7 +13,6 @@ from typing import Any
 from shared.process import StopFlag, guard
 
 GRACEFUL_S = 1
-MAX_HEADER_BYTES = 16 * 1024
 MAX_CONNECTIONS = 256
 
 
@@ -54,6 +53,7 @@ def _serve(config: Any, component: str, logger: Any) -> None:
 
     from services.control_plane.access import tls_settings
     from services.control_plane.app import REDIS_TIMEOUT_S, create_app
+    from services.control_plane.guard import MAX_HEADER_BYTES
     from shared.control import ControlState
     from shared.errors import ConfigError
     from shared.heartbeat import Heartbeat

@@ -27,6 +27,7 @@ OPEN = ("/", "/healthz", "/readyz")
 UNLIMITED = ("/healthz",)
 READS = ("GET", "HEAD", "OPTIONS")
 MAX_BODY_BYTES = 16 * 1024  # no route takes one
+MAX_HEADER_BYTES = 16 * 1024
 MAX_CLIENTS = 4096  # remembered at once; the one that was silent longest is forgotten
 BURST = 10  # a tenth of a minute's requests may come at once
 
@@ -92,6 +93,8 @@ class Guard:
 
 
 def _size(headers: Headers) -> Response | None:
+    if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
+        return problem(431, f"at most {MAX_HEADER_BYTES:,} bytes of headers are read", {"Connection": "close"})
     length = headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= MAX_BODY_BYTES:
         return None

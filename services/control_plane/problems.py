@@ -25,12 +25,13 @@ DESCRIBED: dict[int | str, dict[str, Any]] = {
 
 CLOSED: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "No token, or one that is not known."},
+    413: {"model": Problem, "description": "A body that is too large to look at."},
     429: {"model": Problem, "description": "Too many requests from one address; Retry-After says when to go on."},
+    431: {"model": Problem, "description": "Headers that are too large."},
 }
 
 WISHES: dict[int | str, dict[str, Any]] = {
     403: {"model": Problem, "description": "The token may only look, or the request came from another site's page."},
-    413: {"model": Problem, "description": "A body that is too large to look at."},
     422: {"model": Problem, "description": "A parameter or a body was given; there are none."},
 }
 
