@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing: `python -m tests.fuzz codec|manifest|control [--runs N] [--seconds S]`.
 
 Ends with an error at the first input that breaks a promise, takes more than five seconds or more than a gigabyte,
-and leaves that input in the working folder.
+and leaves that input in .cache/fuzz.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
-import tempfile
 from pathlib import Path
 
 MEMORY = 2**31  # bytes of address space for everything, the interpreter and its libraries included
 MAX_LEN = 64 * 1024
+FOLDER = Path(".cache/fuzz")  # what was found to reach new code stays for the next time
 
 
 def main() -> int:
@@ -32,13 +32,14 @@ def main() -> int:
         return 2
     with atheris.instrument_imports(include=["shared", "msgpack"]):
         from tests.fuzz import targets
-    corpus = Path(tempfile.mkdtemp(prefix="corpus-"))
+    corpus = FOLDER / arguments.target
+    corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(targets.seeds(arguments.target)):
         (corpus / str(number)).write_bytes(seed)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     options = [f"-runs={arguments.runs}", f"-max_total_time={arguments.seconds}", f"-max_len={MAX_LEN}"]
-    options += ["-timeout=5", "-rss_limit_mb=1024", "-print_final_stats=1", "-seed=1"]
+    options += ["-timeout=5", "-rss_limit_mb=1024", "-print_final_stats=1", "-seed=1", f"-artifact_prefix={FOLDER}/"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], targets.TARGETS[arguments.target])
     atheris.Fuzz()
     return 0
