@@ -31,7 +31,7 @@ check: ## the same without vLLM and whole processes: under a minute once the typ
 
 fuzz: ## a million hostile inputs for each decoder, guided by coverage: about ten minutes
 	@deploy/setup.sh dev
-	for target in codec manifest control; do $(BIN)/python -m tests.fuzz $$target --runs 1000000 || exit 1; done
+	for target in codec manifest control recording; do $(BIN)/python -m tests.fuzz $$target --runs 1000000 || exit 1; done
 
 format: ## rewrite the code in the project's format
 	@deploy/setup.sh dev

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgpack
 
+from learner.recording import decode, digest_of, encode
 from shared import untrusted
 from shared.codec import Limits, decode_group, encode_group
 from shared.control import EvaluationResult
@@ -20,10 +21,12 @@ from shared.errors import DecodeError, StoreError
 from shared.manifest import Manifest, Probe, StoredFile, parse, seal, unseal
 from tests.builders import group, trajectory
 from tests.fuzz.grammar import Choices, spoiled
+from tests.learner.test_recording import recording as a_recording
 
 LIMITS = Limits(max_bytes=2**20, max_trajectories=64, max_tokens=4096, max_objects=2**14)
 GROUP = msgpack.unpackb(encode_group(group(size=2, extensions={"routing": b"12"})))
 MANIFEST = asdict(Manifest(3, 2, 30, 1.5, [StoredFile("a", 1, "0" * 64)], Probe([[1, 2]], [[-0.5]])))
+RECORDING = msgpack.unpackb(msgpack.unpackb(encode(a_recording()))["body"], strict_map_key=False)
 CONTROL: list[dict[str, Any]] = [
     asdict(EvaluationResult(0, 0.25, 64, 5.0, 1.0, "r0", 1.0)),
     {"kind": "rollout", "state": "x", "since": 1.0, "pid": 1, "lag": 0, "proof_max_nats": 1e-5},
@@ -81,7 +84,25 @@ def _check_error(error: Exception) -> None:
     assert len(str(error)) < LONGEST_ERROR, f"an error of {len(str(error)):,} characters"
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"codec": codec, "manifest": manifest, "control": control}
+def recording(data: bytes) -> None:
+    """A recorded step: the bytes themselves, or (odd first byte) a good one that they spoil, with a right checksum."""
+    raw = data[1:]
+    if data[:1] and data[0] % 2:
+        body = msgpack.packb(spoiled(RECORDING, Choices(raw), binary=True))
+        raw = msgpack.packb({"schema": [1, 0], "sha256": digest_of([1, 0], body), "body": body})
+    try:
+        found = decode(raw)
+        found.decoded_groups()
+        found.offending_groups()
+    except DecodeError as error:
+        _check_error(error)
+        return
+    assert encode(decode(encode(found))) == encode(found)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "codec": codec, "manifest": manifest, "control": control, "recording": recording,
+}  # fmt: skip
 
 
 def seeds(target: str) -> list[bytes]:
@@ -89,6 +110,7 @@ def seeds(target: str) -> list[bytes]:
     good = {
         "codec": [msgpack.packb(GROUP), encode_group(group(trajectories=(trajectory(2),))), b"\xdd\xff\xff\xff\xff"],
         "manifest": [seal(MANIFEST), b"{}", b"[[]]"],
+        "recording": [encode(a_recording()), msgpack.packb({"schema": [1, 0], "sha256": b"", "body": b""})],
         "control": [json.dumps(value).encode() for value in CONTROL],
     }
     return [b"\x00" + value for value in good[target]] + [b"\x01" + bytes([n] * 8) for n in range(1, 64, 7)]

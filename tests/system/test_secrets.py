@@ -18,7 +18,14 @@ SECRETS = {
     "TRUSTBATCH__CONTROL_PLANE__READ_TOKEN": "sesame-read-0123456789",
     "TRUSTBATCH__CONTROL_PLANE__OPERATE_TOKEN": "sesame-operate-0123456",
 }
-SHORT = ("rollout.engine={kind: transformers, device: cpu}", "learner.groups_per_batch=8", "learner.steps=2")
+SHORT = (
+    "learner.steps=2",
+    "learner.checkpoint_every=1",
+    "learner.warmup_steps=0",
+    "evaluation.prompts=8",
+    "rollout.engine={kind: transformers, device: cpu}",
+    "learner.groups_per_batch=8",
+)
 
 
 def files(folder: Path) -> list[Path]:
