@@ -23,7 +23,7 @@ def test_good_inputs_pass(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_good_containers_with_wrong_contents_give_a_typed_error_or_a_correct_value(target: str) -> None:
-    @settings(max_examples=1500, deadline=None, database=None)
+    @settings(max_examples=300, deadline=None, database=None)
     @given(choices=st.binary(min_size=4, max_size=48))
     def look(choices: bytes) -> None:
         TARGETS[target](b"\x01" + choices)
@@ -35,7 +35,7 @@ def test_good_containers_with_wrong_contents_give_a_typed_error_or_a_correct_val
 def test_damaged_bytes_give_a_typed_error_or_a_correct_value(target: str) -> None:
     good = [seed for seed in seeds(target) if seed[0] == 0]
 
-    @settings(max_examples=500, deadline=None, database=None)
+    @settings(max_examples=150, deadline=None, database=None)
     @given(data=st.data())
     def look(data: st.DataObject) -> None:
         spoiled = bytearray(data.draw(st.sampled_from(good)))
@@ -47,6 +47,7 @@ def test_damaged_bytes_give_a_typed_error_or_a_correct_value(target: str) -> Non
     look()
 
 
+@pytest.mark.system
 def test_the_long_fuzzing_runs_and_finds_what_breaks_a_promise(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris has no wheel for this Python")
     command = [sys.executable, "-m", "tests.fuzz", "codec", "--runs", "2000"]

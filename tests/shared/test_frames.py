@@ -56,14 +56,14 @@ def test_what_a_frame_may_hold_bounds_what_its_reader_allocates() -> None:
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=300)
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=40)
     | st.binary(max_size=300) | st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=40)),
-    lambda inner: st.lists(inner, max_size=40) | st.dictionaries(st.text(max_size=40), inner, max_size=20),
-    max_leaves=60,
+    lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=9), inner, max_size=18),
+    max_leaves=20,
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(value=values, cut=st.integers(1, 50))
 def test_the_walk_agrees_with_the_library_on_where_a_frame_ends(value: object, cut: int) -> None:
     data = msgpack.packb(value)
@@ -72,7 +72,7 @@ def test_the_walk_agrees_with_the_library_on_where_a_frame_ends(value: object, c
         check_frame(data[:-cut], 10**6)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=st.binary(min_size=1, max_size=60))
 def test_what_the_library_reads_the_walk_lets_through(data: bytes) -> None:
     unpacker = msgpack.Unpacker(raw=True, strict_map_key=False)

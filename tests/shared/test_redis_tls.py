@@ -14,6 +14,8 @@ from shared.redis_client import connect, server_version
 from tests.certificates import Authority, authority
 from tests.redis7 import Redis7
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:

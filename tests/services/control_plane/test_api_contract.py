@@ -20,6 +20,8 @@ from shared.keys import Keys
 from shared.redis_client import Client
 from tests.services.control_plane.test_app import ROUTES, fill
 
+pytestmark = pytest.mark.system
+
 TOKEN = "for-operators-0123456"
 EXAMPLES = 60
 SENT = ("method", "url", "params", "headers", "json", "content")
