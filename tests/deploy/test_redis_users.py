@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from shared.admission import Admission, Credit
 from shared.codec import encode_group
@@ -269,7 +271,7 @@ def test_the_control_plane_may_not_touch_the_data(at: Callable[[str], Client], c
 
 def test_without_a_password_there_is_nothing(server: Redis7) -> None:
     for user, secret in ((None, None), ("rollout", "wrong"), ("default", ""), ("nobody", password("rollout"))):
-        client = redis.Redis(port=server.port, username=user, password=secret)
+        client = redis.Redis(port=server.port, username=user, password=secret, retry=Retry(NoBackoff(), 0))
         with pytest.raises(redis.AuthenticationError):
             client.ping()
         client.close()
