@@ -39,7 +39,11 @@ class Redis7:
         port = () if "--tls-port" in options else ("--port", str(self.port))
         self._command = [*command, *port, *(option.replace("PORT", str(self.port)) for option in options)]
         self._credentials = credentials
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
 
     def start(self) -> None:
         """Starts it and waits until it answers."""
