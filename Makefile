@@ -1,5 +1,5 @@
 # make demo   set up and watch a policy learn            make test   set up and run every test
-.PHONY: help demo test check format setup lock clean
+.PHONY: help demo test check fuzz format setup lock clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -14,6 +14,7 @@ demo: ## set up and train the demo's model: Redis, control plane, rollout server
 
 test: ## set up and run everything: format, lint, types, all tests (real Redis, real vLLM)
 	@deploy/setup.sh dev
+	@deploy/redis/fetch.sh
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -22,10 +23,15 @@ test: ## set up and run everything: format, lint, types, all tests (real Redis, 
 
 check: ## the same without vLLM and whole processes: under a minute once the type checker has its cache
 	@deploy/setup.sh dev
+	@deploy/redis/fetch.sh
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(FAST) $(ARGS)
+
+fuzz: ## a million hostile inputs for each decoder, guided by coverage: about ten minutes
+	@deploy/setup.sh dev
+	for target in codec manifest control recording; do $(BIN)/python -m tests.fuzz $$target --runs 1000000 || exit 1; done
 
 format: ## rewrite the code in the project's format
 	@deploy/setup.sh dev

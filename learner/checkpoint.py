@@ -25,7 +25,8 @@ from learner.lineage import Segment
 from learner.model import PolicyModel
 from shared.errors import CheckpointError, StoreError
 from shared.intervals import Intervals
-from shared.store import MANIFEST, StoredFile, seal, stored_file, sync_folder, unseal, write_durably
+from shared.manifest import MANIFEST, seal, stored_files, unseal
+from shared.store import read_small, stored_file, sync_folder, write_durably
 
 _NAME = re.compile(r"e(\d{4,})-n(\d{6,})-s(\d{8,})")
 _STATE = "state.json"
@@ -145,10 +146,10 @@ class CheckpointStore:
 
     def _verify(self, folder: Path) -> None:
         try:
-            manifest = unseal((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
-            expected = [StoredFile(**item) for item in manifest["files"]]
+            manifest = unseal(read_small(folder / MANIFEST), str(folder / MANIFEST))
+            expected = stored_files(manifest["files"])
             wrong = [e.name for e in expected if stored_file(folder / e.name, durable=False) != e]
-        except (OSError, StoreError, KeyError, TypeError) as error:
+        except (OSError, StoreError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(str(error)) from error
         if wrong:
             raise CheckpointError(f"{', '.join(wrong)}: not what was written")
@@ -218,11 +219,11 @@ def _load(folder: Path) -> Checkpoint:
 
 def _read_state(folder: Path) -> TrainingState:
     try:
-        data = json.loads((folder / _STATE).read_bytes())
+        data = json.loads(read_small(folder / _STATE))
         data["segments"] = tuple(Segment(**item) for item in data["segments"])
         data["finished"] = Intervals(tuple(pair) for pair in data["finished"])
         return TrainingState(**data)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / _STATE}: {error}") from error
 
 

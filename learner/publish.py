@@ -10,7 +10,8 @@ from itertools import islice
 from learner.lineage import Lineage
 from learner.model import PolicyModel
 from shared.control import ControlState, Latest
-from shared.store import MANIFEST, PolicyStore, Probe
+from shared.manifest import MANIFEST, Probe
+from shared.store import PolicyStore
 from shared.stream import GroupReader
 
 PROBE_LENGTHS = (2, 3, 8, 16, 32)

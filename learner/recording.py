@@ -26,14 +26,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from shared.codec import decode_group
 from shared.errors import DecodeError, SchemaVersionError, SizeLimitError
+from shared.frames import check_frame
 from shared.types import Group
 
 SCHEMA = (1, 0)
 MAX_BYTES = 2**31  # of one file: more is not read
+MAX_OBJECTS = 2**20  # in one file: a group and an array are one each
 FOLDER = "recorded"
 
 _NAME = re.compile(r"e(\d{4,})-s(\d{8,})(-skipped)?(-abandoned)?\.msgpack")
 _DTYPES = {np.dtype(name).str for name in ("float32", "float64", "int64", "bool")}
+_STORED = _DTYPES | {np.dtype(name).str for name in ("uint8", "uint16", "uint32", "uint64")}
 _OF_SEQUENCES = ("group_of", "rewards")
 _REQUIRED = ("policy_logprobs", "behavior_logprobs", "advantages", "sequence_of", *_OF_SEQUENCES)
 
@@ -166,10 +169,11 @@ def decode(data: bytes) -> Recording:
 
 
 def _unpacked(data: bytes, what: str) -> dict[str, Any]:
-    """A map; msgpack itself allocates no more than the data can hold."""
+    """A map of few objects; nothing is unpacked before its headers have said so."""
+    check_frame(data, MAX_OBJECTS)
     try:
         frame = msgpack.unpackb(data, raw=False, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise DecodeError(what, f"torn, or not a msgpack frame ({type(error).__name__})") from None
     if not isinstance(frame, dict):
         raise DecodeError(what, f"expected a map, found {type(frame).__name__}")
@@ -203,7 +207,7 @@ def _check_indices(indices: npt.NDArray[Any], count: int, name: str) -> None:
 
 def _array(name: str, column: object) -> npt.NDArray[Any]:
     match column:
-        case [str(dtype), str(stored), bytes(raw)] if dtype in _DTYPES:
+        case [str(dtype), str(stored), bytes(raw)] if dtype in _DTYPES and stored in _STORED:
             try:
                 return np.frombuffer(raw, dtype=np.dtype(stored)).astype(np.dtype(dtype))
             except (TypeError, ValueError) as error:

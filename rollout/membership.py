@@ -33,10 +33,10 @@ async def take_name(parts: Parts, deadline_s: float) -> None:
     while other := await parts.patience("look for others of this name", lambda: parts.control.status_of(component)):
         if _is_former_self(other):
             return
-        if other["host"] == socket.gethostname() or time.monotonic() > ends:
+        if other.get("host") == socket.gethostname() or time.monotonic() > ends:
             raise ConfigError(
-                f"server id {parts.server_id!r} is in use by process {other['pid']} on {other['host']}; choose another "
-                "with --server-id"
+                f"server id {parts.server_id!r} is in use by process {other.get('pid')} on {other.get('host')}; "
+                "choose another with --server-id"
             )
         with parts.status.during("start", f"waiting for the former server {parts.server_id!r} to be gone"):
             await asyncio.sleep(NAME_POLL_S)
@@ -44,9 +44,9 @@ async def take_name(parts: Parts, deadline_s: float) -> None:
 
 def _is_former_self(other: dict[str, Any]) -> bool:
     """True for a heartbeat of this process, or of one on this machine that is gone."""
-    if other["host"] != socket.gethostname():
+    if other.get("host") != socket.gethostname():
         return False
-    return other["pid"] == os.getpid() or not Path(f"/proc/{other['pid']}").exists()
+    return other.get("pid") == os.getpid() or not Path(f"/proc/{other.get('pid')}").exists()
 
 
 class LeaseKeeper:

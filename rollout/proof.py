@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import UnprovenVersionError
-from shared.store import Manifest
+from shared.manifest import Manifest
 from shared.types import Float32Array
 
 TOLERANCE_NATS = {"float32": 1e-3, "bfloat16": 0.5}

@@ -18,7 +18,8 @@ from rollout.parts import Parts
 from rollout.proof import TOLERANCE_NATS, Proof, prove
 from shared.errors import EngineError, StoreError, UnprovenVersionError
 from shared.log import on_every_line
-from shared.store import Manifest, PolicyStore
+from shared.manifest import Manifest
+from shared.store import PolicyStore
 
 SYNC_DEADLINE_S = 60.0  # for a version that cannot be read from the store
 

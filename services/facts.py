@@ -88,5 +88,5 @@ def _indices(client: Client, stream: str, run_id: str) -> list[int]:
 
 def _index(fields: dict[bytes, bytes], run_id: str) -> int:
     raw = fields.get(b"prompt_index", b"")
-    index = int(raw) if raw.isdigit() else -1
+    index = int(raw) if raw.isdigit() and len(raw) < 20 else -1
     return index if fields.get(b"group_id", b"").decode(errors="replace") == group_id_for(run_id, index) else -1

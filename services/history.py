@@ -56,7 +56,7 @@ def read_lines(path: Path) -> tuple[list[Row], int]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
             rows.append(row)

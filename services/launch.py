@@ -12,11 +12,11 @@ from pathlib import Path
 from services.children import ChildSpec
 from services.gpus import VISIBLE_ENV, share_out, visible_gpus
 from services.machine import threads_per_process, usable_cores
-from shared.config import Config
+from shared.config import Config, secrets
 from shared.config.load import ENV_PREFIX
+from shared.config.secrets import SECRET_KEYS
 
 THREADS_ENV = "OMP_NUM_THREADS"
-_PASSWORD_ENV = f"{ENV_PREFIX}REDIS__PASSWORD"
 
 LEARNER = "learner"
 CONTROL_PLANE = "control-plane"
@@ -69,11 +69,13 @@ def threads(config: Config, environ: Mapping[str, str] = os.environ) -> tuple[in
     return threads_per_process(cores, processes), f"{cores} cores for {processes} processes that compute"
 
 
-def environment(config: Config, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """A child's environment: the stored configuration file is the whole truth, only the password comes beside it."""
+def environment(config: Config, name: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """A child's environment: the stored configuration file is the whole truth, only its secrets come beside it."""
     kept = {name: value for name, value in environ.items() if not name.startswith(ENV_PREFIX)}
-    if config.redis.password:
-        kept[_PASSWORD_ENV] = json.dumps(config.redis.password.get_secret_value())
+    for key in SECRET_KEYS:
+        secret = secrets.get(config, key)
+        if secret and (name == CONTROL_PLANE or not key.startswith("control_plane.")):
+            kept[ENV_PREFIX + key.replace(".", "__").upper()] = json.dumps(secret.get_secret_value())
     return {**kept, THREADS_ENV: str(threads(config, environ)[0]), "PYTHONUNBUFFERED": "1"}
 
 
@@ -84,6 +86,6 @@ def _spec(
         name=name,
         argv=[sys.executable, *arguments],
         log=config.run.folder / "logs" / f"{name.replace(':', '-')}.jsonl",
-        environ=environment(config) | ({VISIBLE_ENV: ",".join(gpus)} if gpus else {}),
+        environ=environment(config, name) | ({VISIBLE_ENV: ",".join(gpus)} if gpus else {}),
         keep_open=keep_open,
     )

@@ -9,11 +9,12 @@ from typing import Any
 
 from shared.config import Config
 from shared.config.models import ReasoningGymConfig
+from shared.config.secrets import excluded
 
 
 def of_learner(config: Config) -> str:
     """Why the learner cannot serve the objectives, or ''."""
-    return _ask("learner.check", config.model_dump(mode="json", exclude={"redis": {"password"}}))
+    return _ask("learner.check", config.model_dump(mode="json", exclude=excluded()))
 
 
 def of_rollout(environment: ReasoningGymConfig, experts: int) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from services.children import Child, death_notice
 from services.run_folder import CONFIG
-from shared.config import Config
+from shared.config import Config, secrets
+from shared.config.secrets import SECRET_KEYS
 from shared.errors import TrustbatchError
 
 
@@ -48,5 +49,6 @@ def _way_on(config: Config) -> str:
     stored = config.run.folder / CONFIG
     if not stored.is_file():
         return ""
-    again = " (give it redis.password again: it is not stored)" if config.redis.password else ""
+    given = sorted(key for key in SECRET_KEYS if secrets.get(config, key) is not None)
+    again = f" (give it {', '.join(given)} again: a run does not store them)" if given else ""
     return f"; go on with it{again}:\n  trustbatch up --config {shlex.quote(str(stored))} --resume"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from services.children import Child, ChildSpec, start, stop_in_order
-from shared.config import Config
+from shared.config import Config, secrets
 from shared.errors import ConfigError, StreamError
 from shared.process import Deadline
 from shared.redis_client import connect, server_version, translated
@@ -116,8 +116,9 @@ def _settings(config: Config, folder: Path, port: int) -> str:
         f"maxmemory {int(redis.max_memory)}",
         "maxmemory-policy noeviction",
     ]
-    if redis.password:
-        lines.append(f"requirepass {_quoted(redis.password.get_secret_value())}")
+    password = secrets.read(config, "redis.password")
+    if password:
+        lines.append(f"requirepass {_quoted(password)}")
     return "\n".join(lines) + "\n"
 
 

@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import ValidationError
 
-from shared.config import Config
+from shared.config import Config, secrets
 from shared.config.load import dump_config, load_config
 from shared.config.models import RunConfig
+from shared.config.secrets import SECRET_KEYS
 from shared.errors import ConfigError, DeadlineError
 from shared.process import Deadline
 
@@ -46,7 +47,7 @@ def to_resume(config: Config, overrides: Sequence[str] = (), environ: dict[str, 
     """The configuration of the run to go on with: the one it was started with, and what is given now.
 
     Args:
-        config: where to look for the run; of its settings only redis.password counts, which no run stores.
+        config: where to look for the run; of its settings only the secrets count, which no run stores.
         overrides: what --set gives now.
         environ: what the environment gives now; defaults to os.environ.
 
@@ -56,9 +57,9 @@ def to_resume(config: Config, overrides: Sequence[str] = (), environ: dict[str, 
     """
     folder = _to_resume(config.run.folder)
     stored = load_config(folder / CONFIG, overrides, environ)
-    if stored.redis.password is None:
-        redis = stored.redis.model_copy(update={"password": config.redis.password})
-        stored = stored.model_copy(update={"redis": redis})
+    for key in SECRET_KEYS:
+        if secrets.get(stored, key) is None:
+            stored = secrets.put(stored, key, secrets.get(config, key))
     return _placed(stored, _recorded_id(folder) or config.run.id, folder)
 
 

@@ -21,6 +21,7 @@ from services.outcome import ChildDied, Outcome, stopped
 from services.redis_server import RedisServer, shown, start_redis, with_url
 from services.report import Life, lived, write_report
 from services.terminal import Screen
+from services.tokens import with_token
 from services.watch import Watch
 from shared.config import Config
 from shared.control import ControlState
@@ -92,7 +93,10 @@ class Supervisor:
     def _start(self, keep_open: Sequence[int]) -> None:
         if self._resumed:
             self._lived_s = lived(self._config.run.folder)
-        config = self._config = self._with_redis(keep_open)
+        config, made = with_token(self._with_redis(keep_open))
+        self._config = config
+        if made:
+            self._screen.say(f"token     in {config.control_plane.operate_token_file}: the dashboard asks for it")
         config_file = run_folder.write_config(config)
         self._reset_state()
         if config.model.tiny is not None and not tiny_model.is_current(config):

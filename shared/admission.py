@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared import scripts
+from shared import scripts, untrusted
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
 
@@ -83,7 +83,8 @@ class Admission:
         owner = self._server_id.encode()
         with translated():
             owners = self._client.hgetall(self._keys.owners)
-        return sorted(int(index) for index, server in owners.items() if server == owner)
+        held = (untrusted.number(index) for index, server in owners.items() if server == owner)
+        return sorted(index for index in held if index is not None)
 
     def attempts(self, index: int) -> int:
         """How often generating this index has failed so far."""

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import DecodeError, SchemaVersionError, SizeLimitError
+from shared.frames import check_frame
 from shared.types import FinishReason, Group, SamplingSettings, Source, Trajectory, VersionSpan
 
 SCHEMA = (1, 0)
@@ -35,6 +36,8 @@ class Limits:
     max_bytes: int = 256 * 2**20
     max_trajectories: int = 4096
     max_tokens: int = 2**20  # of one trajectory, and of the prompt
+    max_objects: int = 2**20  # numbers, texts, lists and maps of the frame; about 30 for a trajectory
+    max_text: int = 1024  # characters of an id or a name
 
 
 DEFAULT_LIMITS = Limits()
@@ -74,27 +77,29 @@ def decode_group(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Group:
     """
     if len(data) > limits.max_bytes:
         raise SizeLimitError("group", f"{len(data):,} bytes; at most {limits.max_bytes:,} are read")
-    frame = _Fields(_unpack(data), "")
+    check_frame(data, limits.max_objects)
+    frame = _Fields(_unpack(data), "", limits.max_text)
     _check_schema(frame)
     trajectories = frame.take("trajectories", list)
     if not 1 <= len(trajectories) <= limits.max_trajectories:
         raise SizeLimitError("trajectories", f"{len(trajectories)}; 1 to {limits.max_trajectories} are read")
     decoded = tuple(
-        _unpack_trajectory(_Fields(item, f"trajectories[{i}]."), limits) for i, item in enumerate(trajectories)
+        _unpack_trajectory(_Fields(item, f"trajectories[{i}].", limits.max_text), limits)
+        for i, item in enumerate(trajectories)
     )
     if not any(t.length for t in decoded):
         raise DecodeError("trajectories", "not one of them has a token")
     return Group(
-        group_id=frame.take("group_id", str),
+        group_id=frame.text("group_id"),
         prompt_index=frame.natural("prompt_index"),
-        environment=frame.take("environment", str),
+        environment=frame.text("environment"),
         prompt_ids=frame.array("prompt_ids", _INT32, limits.max_tokens),
         trajectories=decoded,
-        server_id=frame.take("server_id", str),
+        server_id=frame.text("server_id"),
         lag=frame.natural("lag"),
         started_at=frame.number("started_at"),
         completed_at=frame.number("completed_at"),
-        trace_id=frame.take("trace_id", str),
+        trace_id=frame.text("trace_id"),
         extensions=frame.mapping("extensions", bytes),
     )
 
@@ -116,7 +121,7 @@ def _pack_trajectory(t: Trajectory) -> dict[str, Any]:
 def _unpack_trajectory(item: _Fields, limits: Limits) -> Trajectory:
     token_ids = item.array("token_ids", _INT32, limits.max_tokens)
     length = len(token_ids)
-    finish_reason = item.take("finish_reason", str)
+    finish_reason: Any = item.text("finish_reason")
     if finish_reason not in get_args(FinishReason):
         raise item.error("finish_reason", f"{finish_reason!r} is none of {get_args(FinishReason)}")
     return Trajectory(
@@ -128,7 +133,7 @@ def _unpack_trajectory(item: _Fields, limits: Limits) -> Trajectory:
         reward=item.number("reward"),
         rewards=item.mapping("rewards", float),
         finish_reason=finish_reason,
-        sampling=_unpack_sampling(_Fields(item.take("sampling", dict), item.path + "sampling.")),
+        sampling=_unpack_sampling(_Fields(item.take("sampling", dict), item.path + "sampling.", limits.max_text)),
     )
 
 
@@ -149,7 +154,7 @@ def _unpack_sampling(item: _Fields) -> SamplingSettings:
 def _expand_source(item: _Fields, length: int) -> npt.NDArray[np.uint8]:
     values, runs = item.runs("source", length)
     if any(value not in Source._value2member_map_ for value in values):
-        raise item.error("source", f"{values} are not all one of {[int(s) for s in Source]}")
+        raise item.error("source", f"{values[:8]} are not all one of {[int(s) for s in Source]}")
     return np.repeat(np.asarray(values, dtype=np.uint8), runs)
 
 
@@ -197,8 +202,9 @@ def _run_lengths(array: npt.NDArray[np.uint8]) -> list[int]:
 class _Fields:
     """Typed access to one decoded map; every failure names the path of the field."""
 
-    def __init__(self, item: Any, path: str) -> None:
+    def __init__(self, item: Any, path: str, max_text: int) -> None:
         self.path = path
+        self._max_text = max_text
         if not isinstance(item, dict):
             raise DecodeError(path.rstrip("."), f"expected a map, found {type(item).__name__}")
         self._item = item
@@ -212,6 +218,12 @@ class _Fields:
         value = self._item[name]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise self.error(name, f"expected {kind.__name__}, found {type(value).__name__}")
+        return value
+
+    def text(self, name: str) -> str:
+        value: str = self.take(name, str)
+        if len(value) > self._max_text:
+            raise SizeLimitError(self.path + name, f"{len(value):,} characters; at most {self._max_text} are read")
         return value
 
     def natural(self, name: str) -> int:
@@ -230,8 +242,8 @@ class _Fields:
         value = self.take(name, dict)
         for key, element in value.items():
             good = isinstance(element, bytes) if kind is bytes else type(element) in (int, float)
-            if not isinstance(key, str) or not good:
-                raise self.error(f"{name}[{key!r}]", f"unexpected {type(element).__name__}")
+            if not isinstance(key, str) or len(key) > self._max_text or not good:
+                raise self.error(f"{name}[{key[: self._max_text]!r}]", f"unexpected {type(element).__name__}")
         return {key: kind(element) for key, element in value.items()}
 
     def array(self, name: str, dtype: np.dtype[Any], max_items: int, exactly: int | None = None) -> npt.NDArray[Any]:

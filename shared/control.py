@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from shared import scripts
+from shared import scripts, untrusted
 from shared.errors import DataLossError, FencedError
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
@@ -74,15 +74,16 @@ class ControlState:
     def members(self) -> dict[str, dict[str, Any] | None]:
         """Status of every component that did not leave in order; None where its heartbeat ran out."""
         with translated():
-            names = sorted(name.decode() for name in self._client.smembers(self._keys.members))
+            found = sorted(self._client.smembers(self._keys.members))[: untrusted.MAX_MEMBERS]
+            names = [name.decode(errors="replace")[: untrusted.MAX_TEXT] for name in found]
             values = self._client.mget([self._keys.heartbeat(name) for name in names]) if names else []
-        return {name: json.loads(value) if value else None for name, value in zip(names, values, strict=True)}
+        return {name: untrusted.heartbeat(value) if value else None for name, value in zip(names, values, strict=True)}
 
     def status_of(self, component: str) -> dict[str, Any] | None:
         """The living component's status, else None."""
         with translated():
             value = self._client.get(self._keys.heartbeat(component))
-        return json.loads(value) if value else None
+        return untrusted.heartbeat(value) if value else None
 
     # -- the learner's word ---------------------------------------------------------------------
     def take_epoch(self) -> int:
@@ -164,7 +165,8 @@ class ControlState:
     def events(self, last: int = 50) -> list[dict[str, Any]]:
         """The newest events, newest first."""
         with translated():
-            return [json.loads(f[b"row"]) for _, f in self._client.xrevrange(self._keys.events, count=last)]
+            entries = self._client.xrevrange(self._keys.events, count=last)
+        return [row for _, fields in entries if (row := untrusted.event(fields.get(b"row"))) is not None]
 
     # -- the operator's wish --------------------------------------------------------------------
     def set_paused(self, paused: bool) -> None:
@@ -197,7 +199,8 @@ class ControlState:
     def pending_evaluations(self) -> list[int]:
         """Versions that wait for an evaluation, ascending."""
         with translated():
-            return sorted(int(v) for v in self._client.hkeys(self._keys.evaluation_jobs))
+            wanted = self._client.hkeys(self._keys.evaluation_jobs)
+        return sorted(version for key in wanted if (version := untrusted.number(key)) is not None)
 
     def claim_evaluation(self, policy_version: int, deadline_s: float, component: str) -> bool:
         """Leases one evaluation to a component; False where another one, that lives, holds it."""
@@ -218,4 +221,5 @@ class ControlState:
         """Every result so far, by version."""
         with translated():
             values = self._client.hvals(self._keys.evaluation_results)
-        return sorted((EvaluationResult(**json.loads(v)) for v in values), key=lambda r: r.policy_version)
+        results = (untrusted.record(EvaluationResult, value) for value in values)
+        return sorted((result for result in results if result), key=lambda result: result.policy_version)

@@ -32,10 +32,12 @@ class ConfigError(TrustbatchError):
 class DecodeError(TrustbatchError):
     """Bytes that are not a valid group. `field` is the path of the first offending field."""
 
+    LONGEST = 1000  # characters of either: they go into logs and dead letters, and others chose their contents
+
     def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
-        self.field = field
-        self.problem = problem
+        self.field = field[: self.LONGEST]
+        self.problem = problem[: self.LONGEST]
+        super().__init__(f"{self.field}: {self.problem}")
 
 
 class SchemaVersionError(DecodeError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,10 +12,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from shared import scripts
+from shared.config import secrets
 from shared.errors import AccessError, ConfigError, DataLossError, FencedError, OutOfMemoryError, StreamError
 
 if TYPE_CHECKING:
     from shared.config import Config
+    from shared.config.models import RedisConfig
 
 BLOCK_S = 1.0  # longest blocking read; the socket's timeout is well above it
 SOCKET_TIMEOUT_S = 10.0
@@ -30,17 +35,19 @@ def connect(config: Config, timeout_s: float = SOCKET_TIMEOUT_S) -> Client:
     whether an append was applied, and the caller's scripts are the ones made to be repeated.
 
     Raises:
-        ConfigError: redis.url is not set, or (AccessError) Redis refuses redis.username or redis.password.
+        ConfigError: redis.url is not set, a file of the redis section cannot be used, or (AccessError) Redis refuses
+            redis.username or redis.password, or its certificate is not signed by redis.tls_ca.
 
     """
     if config.redis.url is None:
         raise ConfigError("redis.url is not set; set it, or use `trustbatch up`, which starts a Redis of its own")
-    password = config.redis.password.get_secret_value() if config.redis.password else None
+    password = secrets.read(config, "redis.password")
     credentials: dict[str, Any] = {}
     if config.redis.username:
         credentials["username"] = config.redis.username
     if password:
         credentials["password"] = password
+    credentials.update(_tls(config.redis) if config.redis.url.startswith("rediss://") else {})
     client: Client = redis.Redis.from_url(
         config.redis.url,
         socket_timeout=timeout_s,
@@ -59,6 +66,22 @@ def connect(config: Config, timeout_s: float = SOCKET_TIMEOUT_S) -> Client:
     except StreamError:
         pass  # not there yet, or away: what waits for it says so
     return client
+
+
+def _tls(redis_config: RedisConfig) -> dict[str, Any]:
+    """Files for an encrypted connection, looked at now: one that cannot be used is no outage."""
+    ca, certificate, key = redis_config.tls_ca, redis_config.tls_certificate, redis_config.tls_key
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if certificate and key:
+            context.load_cert_chain(certificate, key, password="")
+    except (OSError, ssl.SSLError) as error:
+        said = error.strerror or str(error)
+        raise ConfigError(
+            f"redis.tls_ca {ca}, redis.tls_certificate {certificate}, redis.tls_key {key}: cannot be used: {said}"
+        ) from None
+    files = {"ssl_ca_certs": ca, "ssl_certfile": certificate, "ssl_keyfile": key}
+    return {name: str(path) for name, path in files.items() if path}
 
 
 @contextmanager
@@ -84,6 +107,11 @@ def translated() -> Iterator[None]:
     except redis.DataError:  # an argument that cannot be sent: our mistake, and no outage
         raise
     except redis.RedisError as error:
+        if isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError):
+            raise AccessError(
+                f"the certificate of Redis is not trusted ({error}): redis.tls_ca names who must have signed it, and "
+                "the host in redis.url must be one that it is for"
+            ) from error
         raise StreamError(f"Redis cannot be reached: {error}") from error
 
 
@@ -102,10 +130,27 @@ class Script:
     """A Lua script bound to its keys; errors translated."""
 
     def __init__(self, client: Client, source: str, keys: Sequence[str]) -> None:
-        self._script = client.register_script(source)
+        self._client = client
+        self._source = source
+        self._digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
         self._keys = list(keys)
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs it. Raises StreamError, OutOfMemoryError, FencedError."""
         with translated():
-            return self._script(keys=self._keys, args=list(arguments))
+            try:
+                return self._run(arguments)
+            except redis.exceptions.NoScriptError:
+                self._load()
+                return self._run(arguments)
+
+    def _run(self, arguments: Sequence[Any]) -> Any:
+        return self._client.evalsha(self._digest, len(self._keys), *self._keys, *arguments)
+
+    def _load(self) -> None:
+        """Loads every script of the run, for those too who may run scripts and not load any (rollout servers)."""
+        try:
+            for source in {self._source, *scripts.ALL}:
+                self._client.script_load(source)
+        except redis.exceptions.NoPermissionError as error:
+            raise StreamError("Redis does not hold the run's scripts yet: the learner loads them") from error

@@ -404,12 +404,8 @@ local function finished(index)
   return false
 end
 local to_draw = {}
-for _, index in ipairs(redis.call('zrange', KEYS[4], 0, -1)) do to_draw[tonumber(index)] = true end
+for _, index in ipairs(redis.call('zrange', KEYS[4], 0, -1)) do to_draw[tonumber(index) or -1] = true end
 redis.call('del', KEYS[4], KEYS[5])
-for _, index in ipairs(redis.call('hkeys', KEYS[7])) do
-  known[tonumber(index)] = true
-  cursor = math.max(cursor, tonumber(index) + 1)
-end
 for i = 4, intervals - 1 do
   known[tonumber(ARGV[i])] = true
   cursor = math.max(cursor, tonumber(ARGV[i]) + 1)
@@ -418,6 +414,13 @@ end
 for i = intervals, #ARGV, 2 do
   cursor = math.max(cursor, tonumber(ARGV[i + 1]) + 1)
   ended = ended + tonumber(ARGV[i + 1]) - tonumber(ARGV[i]) + 1
+end
+for _, owned in ipairs(redis.call('hkeys', KEYS[7])) do
+  local index = tonumber(owned)
+  if index and index >= 0 and index < cursor + 100000 and index == math.floor(index) then
+    known[index] = true
+    cursor = math.max(cursor, index + 1)
+  end
 end
 local bound = cursor + 100000 -- beyond it, an index is no prompt of this run, even where the cursor was lost
 local start, at_once, seen = '-', 1, 0
@@ -493,3 +496,5 @@ redis.call('set', KEYS[2], ARGV[2], 'PX', ARGV[3])
 return 1
 """
 )
+
+ALL: tuple[str, ...] = tuple(source for name, source in sorted(globals().items()) if name.isupper() and name[0] != "_")

@@ -10,48 +10,19 @@ loaded. Nothing here looks into a tensor, and nothing relies on renaming folders
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 from shared.errors import StoreError
+from shared.manifest import MANIFEST, Manifest, Probe, StoredFile, is_plain, parse, seal, unseal
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 HELD = "held"
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """One file of a version."""
-
-    name: str
-    size: int  # bytes
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What the learner's model says of some token sequences, temperature 1."""
-
-    sequences: list[list[int]]
-    logprobs: list[list[float]]  # nats, of tokens 1..T-1 of each sequence
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a published version consists of."""
-
-    policy_version: int
-    parent: int  # -1 for the starting model
-    step: int
-    created_at: float  # unix seconds
-    files: list[StoredFile]
-    probe: Probe
+MAX_SMALL = 64 * 2**20  # bytes of a file that is read as a whole; a probe is far below it
 
 
 class PolicyStore:
@@ -100,12 +71,14 @@ class PolicyStore:
     def _manifest(self, policy_version: int, folder: Path) -> Manifest:
         path = folder / MANIFEST
         try:
-            data = unseal(path.read_bytes(), str(path))
+            if folder.is_symlink():
+                raise StoreError(f"{folder} is a link: a version is a folder of the store's own")
+            data = unseal(read_small(path), str(path))
         except FileNotFoundError:
             raise StoreError(f"version {policy_version} is not in the store ({path})") from None
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error}") from error
-        manifest = _parse(data, str(path))
+        manifest = parse(data, str(path))
         if manifest.policy_version != policy_version:
             raise StoreError(f"{path} is of version {manifest.policy_version}, not {policy_version}")
         return manifest
@@ -128,12 +101,17 @@ class PolicyStore:
 
         Costs no space: the files are hard links where the disk has them. Raises StoreError.
         """
+        if not is_plain(holder):
+            raise StoreError(f"{holder!r} cannot be the name of a folder")
         folder = self.root / HELD / f"{holder}-v{policy_version:08d}"
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            for path in self.folder(policy_version).iterdir():
-                _link(path, folder / path.name)
+            present = list(self.folder(policy_version).iterdir())
+            listed = {MANIFEST, *(file.name for file in self.manifest(policy_version).files)}
+            for path in present:
+                if path.name in listed:  # an engine would load whatever else lies there
+                    _link(path, folder / path.name)
             manifest = self._manifest(policy_version, folder)
             self._check_files(manifest, folder)
             return manifest, folder
@@ -186,6 +164,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _link(path: Path, target: Path) -> None:
+    if path.is_symlink():
+        raise OSError(f"{path.name} is a link: it may lead out of the store")
     try:
         target.hardlink_to(path)
     except FileNotFoundError:
@@ -196,40 +176,26 @@ def _link(path: Path, target: Path) -> None:
 
 def stored_file(path: Path, durable: bool = True) -> StoredFile:
     """Size and SHA-256 of a file; with `durable`, it is also made to survive a power loss. Raises OSError."""
-    with path.open("rb") as file:
+    with _open_plain(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if durable:
             os.fsync(file.fileno())
         return StoredFile(path.name, os.fstat(file.fileno()).st_size, digest)
 
 
-def seal(data: dict[str, Any]) -> bytes:
-    """A manifest's bytes: the data as JSON with its own checksum. The inverse of `unseal`."""
-    body = json.dumps(data, sort_keys=True)
-    return json.dumps({"format": FORMAT, "sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body}).encode()
+def read_small(path: Path) -> bytes:
+    """The bytes of a manifest or the like, at most MAX_SMALL of them. Raises OSError."""
+    with _open_plain(path) as file:
+        data = file.read(MAX_SMALL + 1)
+    if len(data) > MAX_SMALL:
+        raise OSError(f"{path.name} has more than {MAX_SMALL:,} bytes")
+    return data
 
 
-def unseal(raw: bytes, where: str) -> dict[str, Any]:
-    """The data of a manifest. Raises StoreError, with `where`, when it is torn, altered or of a newer format."""
-    try:
-        outer = json.loads(raw)
-        body, digest, version = outer["body"], outer["sha256"], outer["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{where} is torn or not a manifest: {error}") from None
-    if version != FORMAT:
-        raise StoreError(f"{where} has format {version}, this reader knows {FORMAT}: upgrade the older side")
-    if hashlib.sha256(str(body).encode()).hexdigest() != digest:
-        raise StoreError(f"{where} was altered: its checksum does not match")
-    loaded: dict[str, Any] = json.loads(body)
-    return loaded
-
-
-def _parse(data: dict[str, Any], where: str) -> Manifest:
-    try:
-        files = [StoredFile(**item) for item in data.pop("files")]
-        manifest = Manifest(files=files, probe=Probe(**data.pop("probe")), **data)
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{where} is not a manifest of this format: {error}") from None
-    if any(Path(f.name).name != f.name or f.name in (".", "..") for f in files):
-        raise StoreError(f"{where} names a file outside its own folder")
-    return manifest
+def _open_plain(path: Path) -> BufferedReader:
+    """A file that is one: no link, which may lead out of its folder, and no pipe, which nobody may ever write to."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path.name} is not a plain file")
+    return os.fdopen(descriptor, "rb")

@@ -106,6 +106,7 @@ def redis_url(redis_server: RedisServer) -> str:
 def config(redis_url: str, tmp_path: Path) -> Config:
     """The defaults with a fresh run id, on the real Redis."""
     overrides = [f"redis.url={redis_url}", f"run.id=t{uuid.uuid4().hex[:12]}", f"run.folder={tmp_path / 'run'}"]
+    overrides.append("control_plane.auth=none")
     return load_config(None, overrides, {})
 
 

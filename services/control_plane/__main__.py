@@ -13,6 +13,7 @@ from typing import Any
 from shared.process import StopFlag, guard
 
 GRACEFUL_S = 1
+MAX_CONNECTIONS = 256
 
 
 def main() -> int:
@@ -50,7 +51,9 @@ def _arguments() -> argparse.Namespace:
 def _serve(config: Any, component: str, logger: Any) -> None:
     import uvicorn
 
+    from services.control_plane.access import tls_settings
     from services.control_plane.app import REDIS_TIMEOUT_S, create_app
+    from services.control_plane.guard import MAX_HEADER_BYTES
     from shared.control import ControlState
     from shared.errors import ConfigError
     from shared.heartbeat import Heartbeat
@@ -60,9 +63,10 @@ def _serve(config: Any, component: str, logger: Any) -> None:
     if config.redis.url is None:
         raise ConfigError("redis.url is not set: the control plane needs the Redis of the run that it shows")
     _forward_warnings(logger)
+    app, encrypted = create_app(config), tls_settings(config)
     stop = StopFlag().install()  # uvicorn takes the signals over while it serves, and gives them back to this one
     listening = _listen(config.control_plane.host, config.control_plane.port)
-    address = _address(config.control_plane.host, listening.getsockname()[1])
+    address = _address(config.control_plane.host, listening.getsockname()[1], "https" if encrypted else "http")
     client = connect(config, timeout_s=REDIS_TIMEOUT_S)
     who = {"kind": "control-plane", "pid": os.getpid(), "host": socket.gethostname(), "address": address}
     heartbeat = Heartbeat(ControlState(client, Keys(config.run.id)), component, config.admission.lease_s, **who)
@@ -71,7 +75,17 @@ def _serve(config: Any, component: str, logger: Any) -> None:
     logger.info("serving", address=address)
     try:
         settings = uvicorn.Config(
-            create_app(config), log_config=None, access_log=False, timeout_graceful_shutdown=GRACEFUL_S
+            app,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=GRACEFUL_S,
+            http="h11",  # the parser that bounds headers
+            ws="none",
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            limit_concurrency=MAX_CONNECTIONS,
+            proxy_headers=False,  # whom the rate limit counts is not for the request to say
+            server_header=False,
+            **encrypted,
         )
         server = uvicorn.Server(settings)
         stop.on_stop(lambda: setattr(server, "should_exit", True))
@@ -101,10 +115,10 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _address(host: str, port: int) -> str:
+def _address(host: str, port: int, scheme: str = "http") -> str:
     """Where others find it: a wildcard is no address, the host's name is."""
     shown = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
-    return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
+    return f"{scheme}://[{shown}]:{port}/" if ":" in shown else f"{scheme}://{shown}:{port}/"
 
 
 def _forward_warnings(logger: Any) -> None:

@@ -13,13 +13,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, TypedDict, cast
+from typing import Annotated, Any, TypedDict, cast
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request, Security
 from fastapi.responses import HTMLResponse, Response
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.control_plane import problems, schemas
+from services.control_plane.access import tokens_of
+from services.control_plane.guard import Guard
 from services.status import read_status
 from shared.config import Config
 from shared.control import ControlState
@@ -31,6 +34,21 @@ from shared.redis_client import Client, connect, server_version
 REDIS_TIMEOUT_S = 2.0
 PAGE = Path(__file__).with_name("index.html")
 KINDS = ("learner", "rollout", "control-plane")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+# What the description of the API says of a route; the guard is what sees to it.
+LOOK: dict[str, Any] = {
+    "dependencies": [Security(HTTPBearer(auto_error=False, description="One of the two tokens."))],
+    "responses": problems.CLOSED,
+}
+OPERATE = LOOK | {"responses": problems.CLOSED | problems.WISHES}
 
 DESCRIPTION = """Where a training run stands, and what its operator wants of it.
 
@@ -70,7 +88,8 @@ Here = Annotated[Resources, Depends(resources_of)]
 
 
 def create_app(config: Config) -> FastAPI:
-    """The application for one run."""
+    """The application for one run. Raises ConfigError where nobody could be let in."""
+    tokens = tokens_of(config)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
@@ -86,10 +105,12 @@ def create_app(config: Config) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to wherever the request says that it came from
         dependencies=[Depends(problems.refuse_unknown_parameters)],
         responses=problems.DESCRIBED,
     )
     problems.install(app)
+    app.add_middleware(Guard, tokens=tokens, per_minute=config.control_plane.requests_per_minute)
     app.middleware("http")(_count)
     _add_page(app)
     _add_probes(app)
@@ -100,9 +121,7 @@ def create_app(config: Config) -> FastAPI:
 def _add_page(app: FastAPI) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page(here: Here) -> HTMLResponse:
-        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
-        headers = {"Content-Security-Policy": f"{policy}; img-src data:", "Cache-Control": "no-cache"}
-        return HTMLResponse(here.page, headers=headers)
+        return HTMLResponse(here.page, headers=PAGE_HEADERS)
 
 
 def _add_probes(app: FastAPI) -> None:
@@ -118,7 +137,7 @@ def _add_probes(app: FastAPI) -> None:
         read_status(here.client, here.keys, events=1)
         return schemas.Readiness(redis_version=".".join(map(str, found)))
 
-    @app.get("/metrics", tags=["probes"], summary="Prometheus metrics", response_class=Response)
+    @app.get("/metrics", tags=["probes"], summary="Prometheus metrics", response_class=Response, **LOOK)
     def metrics(here: Here) -> Response:
         """The state that this process reads. Learner and rollout servers have endpoints of their own."""
         _set_gauges(here)
@@ -126,12 +145,12 @@ def _add_probes(app: FastAPI) -> None:
 
 
 def _add_api(app: FastAPI) -> None:
-    @app.get("/v1/status", tags=["run"], summary="Where the run stands")
+    @app.get("/v1/status", tags=["run"], summary="Where the run stands", **LOOK)
     def status(here: Here) -> schemas.Status:
         """Phase, versions, processes, backlog, the newest step, evaluations and events."""
         return schemas.status_answer(read_status(here.client, here.keys), here.config)
 
-    @app.get("/v1/history", tags=["run"], summary="Step records")
+    @app.get("/v1/history", tags=["run"], summary="Step records", **LOOK)
     def history(
         here: Here,
         last: Annotated[int, Query(ge=1, le=20_000, description="How many of the newest steps.")] = 1000,
@@ -140,12 +159,12 @@ def _add_api(app: FastAPI) -> None:
         rows = here.control.history(last=last)
         return schemas.History(steps=[schemas.Step.model_validate(row) for row in rows])
 
-    @app.post("/v1/pause", tags=["operator"], summary="Stand still", responses=problems.WISHES)
+    @app.post("/v1/pause", tags=["operator"], summary="Stand still", **OPERATE)
     def pause(here: Here, same_site: problems.SameSite, no_body: problems.NoBody) -> schemas.Paused:
         """Nobody draws or trains until `/v1/resume`; what is being generated is finished. May be repeated."""
         return _wish(here, paused=True)
 
-    @app.post("/v1/resume", tags=["operator"], summary="Go on", responses=problems.WISHES)
+    @app.post("/v1/resume", tags=["operator"], summary="Go on", **OPERATE)
     def resume(here: Here, same_site: problems.SameSite, no_body: problems.NoBody) -> schemas.Paused:
         """Ends a pause. May be repeated."""
         return _wish(here, paused=False)
@@ -186,11 +205,12 @@ def _set_gauges(here: Resources) -> None:
 
 
 async def _count(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Counts requests by their route's template, so that unknown paths cannot blow up the labels."""
+    """Counts requests by method and route's template; unknown ones are one label, they cannot blow up the metric."""
     response = await go_on(request)
     route = getattr(request.scope.get("route"), "path", "unknown")
     here = cast(Resources, request.state.resources)
-    here.metrics.requests.labels(request.method, route, str(response.status_code)).inc()
+    method = request.method if request.method in METHODS else "other"
+    here.metrics.requests.labels(method, route, str(response.status_code)).inc()
     return response
 
 

@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from services.control_plane.schemas import Problem
@@ -22,8 +23,15 @@ DESCRIBED: dict[int | str, dict[str, Any]] = {
     503: {"model": Problem, "description": "Redis does not answer; ask again."},
 }
 
+CLOSED: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "No token, or one that is not known."},
+    413: {"model": Problem, "description": "A body that is too large to look at."},
+    429: {"model": Problem, "description": "Too many requests from one address; Retry-After says when to go on."},
+    431: {"model": Problem, "description": "Headers that are too large."},
+}
+
 WISHES: dict[int | str, dict[str, Any]] = {
-    403: {"model": Problem, "description": "The request came from another site's page."},
+    403: {"model": Problem, "description": "The token may only look, or the request came from another site's page."},
     422: {"model": Problem, "description": "A parameter or a body was given; there are none."},
 }
 
@@ -36,6 +44,7 @@ def install(app: FastAPI) -> None:
     """Registers the handlers."""
     app.add_exception_handler(StreamError, _redis_down)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ValidationError, _unreadable)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(ForeignSiteError, _foreign)
     app.add_exception_handler(Exception, _broken)
@@ -78,9 +87,20 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 
 
 def _redis_down(request: Request, error: Exception) -> JSONResponse:
+    if not request.scope.get("role"):  # a stranger, at the readiness probe: no addresses
+        return problem(503, "Redis does not answer as it should", {"Retry-After": str(RETRY_AFTER_S)})
     said = str(error).rstrip(".")
     detail = f"{said}. The run itself may go on; check Redis and redis.url, this page recovers by itself."
     return problem(503, detail, {"Retry-After": str(RETRY_AFTER_S)})
+
+
+def _unreadable(request: Request, error: Exception) -> JSONResponse:
+    """What is in Redis is not what this release writes there."""
+    assert isinstance(error, ValidationError)
+    where = ".".join(str(part) for part in error.errors()[0]["loc"])
+    return problem(
+        503, f"what Redis holds of this run cannot be read ({error.title}: {where}); was another release here?"
+    )
 
 
 def _invalid(request: Request, error: Exception) -> JSONResponse:

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from shared.config.models import Config
+from shared.config.secrets import SECRET_KEYS
 
 LONGEST = 80  # characters of a key or a value that are repeated
 MOST = 20  # mistakes that are told
@@ -48,12 +49,12 @@ def _line(item: ErrorDetails) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         return f"{cut(place.key)}: {_unknown(place)}"
-    if not place.key or place.key == "redis":  # a whole section is no help, and that one may hold a password
+    if not place.key or place.key in ("redis", "control_plane"):  # a whole section is no help, and may hold a secret
         return f"{place.key}: {message}" if place.key and not message.startswith(place.key) else message
     if place.field is not None and item["type"] not in _BOUND_ERRORS:
         message += _bounds(place.field)
-    if place.key == "redis.password":
-        return f"{place.key}: {message}; put quotes around it"
+    if place.key in SECRET_KEYS:
+        return f"{place.key}: {message}" + "; put quotes around it" * (item["type"] == "string_type")
     return f"{cut(place.key)}: {message}, not {cut(repr(item['input']))}"
 
 

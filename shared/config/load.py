@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from shared.config.explain import cut, explain
 from shared.config.models import Config
+from shared.config.secrets import SECRET_KEYS, excluded
 from shared.errors import ConfigError
 
 ENV_PREFIX = "TRUSTBATCH__"
@@ -55,7 +56,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML, without secrets; `load_config` reads it back."""
-    plain = config.model_dump(mode="json", exclude={"redis": {"password"}})
+    plain = config.model_dump(mode="json", exclude=excluded())
     return yaml.safe_dump(plain, sort_keys=False, width=100)
 
 
@@ -76,11 +77,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _from_environment(environ: os._Environ[str] | dict[str, str]) -> list[tuple[str, Any]]:
-    return [
-        (name[len(ENV_PREFIX) :].lower().replace("__", "."), _yaml_value(name, text))
+    given = [
+        (name[len(ENV_PREFIX) :].lower().replace("__", "."), name, text)
         for name, text in sorted(environ.items())
         if name.startswith(ENV_PREFIX)
     ]
+    return [(key, _secret(text) if key in SECRET_KEYS else _yaml_value(name, text)) for key, name, text in given]
+
+
+def _secret(text: str) -> Any:
+    """A secret as it stands, unless it is quoted: 0123, 12e4 and `no` are passwords, not numbers or truth values."""
+    return _yaml_value("a secret", text) if text[:1] in ("'", '"') else text or None
 
 
 def _yaml_value(name: str, text: str) -> Any:

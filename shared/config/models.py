@@ -11,8 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, model_validator
 
+from shared.config.access import access_problems, check_token
 from shared.config.credentials import without_credentials
 from shared.sampling import filter_problems, temperature_problems
 
@@ -22,6 +23,14 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 
 BYTES_PER_TOKEN = 10  # int32 id, float32 log-prob, mask bit, source and version runs, rounded up
 BYTES_PER_TRAJECTORY = 512  # reward names, sampling settings, msgpack framing, rounded up
+
+
+def _good_token(token: SecretStr) -> SecretStr:
+    check_token(token.get_secret_value())
+    return token
+
+
+Token = Annotated[SecretStr, AfterValidator(_good_token)]
 
 
 class Section(BaseModel):
@@ -100,6 +109,14 @@ class RedisConfig(Section):
     """ACL user, if Redis asks for one."""
     password: SecretStr | None = None
     """Password, if Redis asks for one; better given by the environment than by the file."""
+    password_file: Path | None = None
+    """Instead of `password`: a file that holds it, such as a mounted secret."""
+    tls_ca: Path | None = None
+    """Certificates (PEM) that Redis's own must be signed by, for a rediss:// url. Empty: those of the system."""
+    tls_certificate: Path | None = None
+    """Certificate (PEM) to show to Redis, if it asks clients for one."""
+    tls_key: Path | None = None
+    """Key (PEM) of `tls_certificate`."""
     max_memory: ByteSize = Field(ByteSize(512 * 2**20), ge=16 * 2**20)
     """`maxmemory` of the Redis that `trustbatch up` starts. Policy noeviction."""
     appendfsync: Literal["always", "everysec"] = "everysec"
@@ -321,6 +338,23 @@ class ControlPlaneConfig(Section):
     host: str = "127.0.0.1"
     port: Port = 0
     """0 takes a free port and prints it."""
+    auth: Literal["token", "none"] = "token"
+    """Who may ask: holders of a token, or (on a loopback host only) everybody on this machine.
+    `trustbatch up` makes a token in the run folder where none is given."""
+    read_token: Token | None = None
+    """Bearer token that may look."""
+    read_token_file: Path | None = None
+    """Instead of `read_token`: a file that holds it."""
+    operate_token: Token | None = None
+    """Bearer token that may look, pause and resume."""
+    operate_token_file: Path | None = None
+    """Instead of `operate_token`: a file that holds it."""
+    tls_certificate: Path | None = None
+    """Certificate chain (PEM); with it and `tls_key` the control plane speaks https."""
+    tls_key: Path | None = None
+    """Key (PEM) of `tls_certificate`, without a passphrase."""
+    requests_per_minute: int = Field(600, ge=10, le=1_000_000)
+    """What one client may ask for, a tenth of it at once; liveness probes do not count."""
 
 
 class MetricsConfig(Section):
@@ -367,6 +401,7 @@ class Config(Section):
                 _memory(self),
                 _drawing(self.rollout, self.learner),
                 _tiny(self),
+                access_problems(self.redis, self.control_plane),
                 _overlong(self),
             )
         )

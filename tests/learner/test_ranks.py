@@ -40,7 +40,7 @@ def two_ranks(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> li
     ]
     errors = [process.communicate(timeout=120)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def gradient(folder: Path, dtype: str, groups: list[Group], case: str, micro_batch_tokens: int, pieces: int) -> Tensor:

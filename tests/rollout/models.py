@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from shared.store import Probe
+from shared.manifest import Probe
 
 START, END = "<|im_start|>", "<|im_end|>"
 TEMPLATE = (

@@ -17,9 +17,10 @@ from shared.control import ControlState, Latest
 from shared.intervals import Intervals
 from shared.keys import Keys
 from shared.log import configure
+from shared.manifest import Probe
 from shared.metrics import RolloutMetrics
 from shared.redis_client import connect
-from shared.store import PolicyStore, Probe
+from shared.store import PolicyStore
 from shared.stream import Entry, GroupReader, backlog
 from shared.types import Group
 from tests.rollout.models import load_model, probe_of, step_away

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from shared.config import Config
-from shared.store import Probe
+from shared.manifest import Probe
 from shared.types import Group
 from tests.rollout.models import PROBE, logprobs_of
 from tests.rollout.run import Run, small

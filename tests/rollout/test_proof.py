@@ -5,7 +5,7 @@ import pytest
 
 from rollout.proof import Float64Array, Proof, prove
 from shared.errors import UnprovenVersionError
-from shared.store import Manifest, Probe
+from shared.manifest import Manifest, Probe
 
 SEQUENCES = [list(range(9)), list(range(20))]
 LENGTHS = (8, 19)

@@ -18,7 +18,7 @@ from shared.codec import encode_group
 from shared.config import Config
 from shared.config.models import SamplingConfig
 from shared.errors import ConfigError, DeadlineError, EngineError, EnvironmentFailure, StoreError, UnprovenVersionError
-from shared.store import Probe
+from shared.manifest import Probe
 from shared.stream import backlog
 from shared.types import Float32Array, Group, Int32Array, Source
 from tests.conftest import RedisServer

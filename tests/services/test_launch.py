@@ -8,7 +8,7 @@ import pytest
 
 from services import launch, machine
 from services.gpus import share_out, visible_gpus
-from shared.config import load_config
+from shared.config import load_config, secrets
 
 
 def test_processes_are_the_same_entry_points_as_elsewhere(tmp_path: Path) -> None:
@@ -29,15 +29,26 @@ def test_processes_are_the_same_entry_points_as_elsewhere(tmp_path: Path) -> Non
     ]
 
 
-def test_children_read_the_stored_file_and_nothing_stronger_only_the_password_comes_beside_it() -> None:
-    config = load_config(None, ['redis.password="123"'], {})
+OPERATE = "an-operators-long-token"
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("learner", {"TRUSTBATCH__REDIS__PASSWORD"}),
+        ("rollout:r0", {"TRUSTBATCH__REDIS__PASSWORD"}),
+        ("control-plane", {"TRUSTBATCH__REDIS__PASSWORD", "TRUSTBATCH__CONTROL_PLANE__OPERATE_TOKEN"}),
+    ],
+)
+def test_children_read_the_stored_file_and_beside_it_get_the_secrets_that_they_need(name: str, given: set[str]) -> None:
+    config = load_config(None, ['redis.password="123"', f"control_plane.operate_token={OPERATE}"], {})
     environ = {"PATH": "/bin", "TRUSTBATCH__LEARNER__STEPS": "9", "TRUSTBATCH__REDIS__PASSWORD": "other"}
-    child = launch.environment(config, environ)
+    child = launch.environment(config, name, environ)
     assert child["PATH"] == "/bin"
-    assert [name for name in child if name.startswith("TRUSTBATCH__")] == ["TRUSTBATCH__REDIS__PASSWORD"]
-    password = load_config(None, (), child).redis.password
-    assert password is not None
-    assert password.get_secret_value() == "123"
+    assert {name for name in child if name.startswith("TRUSTBATCH__")} == given
+    read = load_config(None, (), child)
+    assert secrets.read(read, "redis.password") == "123"
+    assert secrets.read(read, "control_plane.operate_token") == (OPERATE if len(given) == 2 else None)
 
 
 @pytest.mark.parametrize(("cores", "processes", "threads"), [(2, 2, 1), (1, 3, 1), (16, 2, 8), (8, 3, 2)])

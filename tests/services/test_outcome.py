@@ -29,5 +29,5 @@ def test_a_password_is_asked_for_again_and_not_shown(tmp_path: Path) -> None:
     config = load_config(None, [f"run.folder={tmp_path}", "redis.password=hunter2"], {})
     run_folder.write_config(config)
     reason = stopped("SIGINT", config).reason
-    assert "give it redis.password again" in reason
+    assert "give it redis.password again: a run does not store" in reason
     assert "hunter2" not in reason

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 
 import pytest
 
+from shared import scripts
 from shared.config import Config, load_config
 from shared.config.load import dump_config
+from shared.control import ControlState
 from shared.errors import AccessError, ConfigError, StreamError
+from shared.keys import Keys
 from shared.redis_client import connect, server_version
 from tests.conftest import RedisServer
 
@@ -82,3 +86,17 @@ def test_a_redis_that_is_away_is_met_by_the_first_command(own_redis: RedisServer
 def test_no_address_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match=r"redis\.url is not set; set it, or use `trustbatch up`"):
         connect(load_config(None, [], {}))
+
+
+def test_scripts_that_redis_has_forgotten_come_back_all_of_them_with_the_first_that_is_missed(
+    own_redis: RedisServer,
+) -> None:
+    client = connect(at(own_redis))
+    control = ControlState(client, Keys("run"))
+    for _ in range(2):
+        client.script_flush()
+        control.beat("learner", {"kind": "learner"}, 30)
+        digests = [hashlib.sha1(source.encode()).hexdigest() for source in scripts.ALL]
+        assert len(digests) >= 10
+        assert all(client.script_exists(*digests))
+    client.close()

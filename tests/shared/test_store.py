@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from shared.errors import StoreError
-from shared.store import MANIFEST, PolicyStore, Probe
+from shared.manifest import MANIFEST, Probe
+from shared.store import PolicyStore
 
 PROBE = Probe([[1, 2, 3]], [[-0.5, -1.25]])
 
@@ -89,7 +90,7 @@ def test_a_manifest_of_another_version_or_with_a_path_outside_is_refused(store: 
     (store.folder(2) / MANIFEST).write_bytes((store.folder(1) / MANIFEST).read_bytes())
     with pytest.raises(StoreError, match="is of version 1, not 2"):
         store.manifest(2)
-    from shared.store import seal  # the only way to make a well-sealed evil manifest
+    from shared.manifest import seal  # the only way to make a well-sealed evil manifest
 
     evil = {"policy_version": 2, "parent": 1, "step": 2, "created_at": 0.0, "probe": {"sequences": [], "logprobs": []}}
     evil["files"] = [{"name": "../../etc/passwd", "size": 1, "sha256": ""}]

@@ -22,6 +22,7 @@ from shared.redis_client import Client
 from tests.conftest import RedisServer
 from tests.services.rows import step
 
+BASE = "http://127.0.0.1"
 ROUTES = {
     "/healthz": "get",
     "/readyz": "get",
@@ -35,7 +36,7 @@ ROUTES = {
 
 @pytest.fixture
 def http(config: Config) -> Iterator[TestClient]:
-    with TestClient(create_app(config)) as client:
+    with TestClient(create_app(config), base_url=BASE) as client:
         yield client
 
 
@@ -48,7 +49,8 @@ def control(client: Client, keys: Keys) -> ControlState:
 def fragile(own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A control plane whose Redis a test may take away."""
     monkeypatch.setattr(application, "REDIS_TIMEOUT_S", 0.5)
-    with TestClient(create_app(load_config(None, [f"redis.url={own_redis.url}", "run.id=fragile"], {}))) as client:
+    config = load_config(None, [f"redis.url={own_redis.url}", "run.id=fragile", "control_plane.auth=none"], {})
+    with TestClient(create_app(config), base_url=BASE) as client:
         yield client
 
 
@@ -140,7 +142,7 @@ def test_another_sites_page_cannot_pause_the_run(http: TestClient, control: Cont
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "http://testserver.evil.example", "http://testserver:81", "null"]
+    "origin", ["http://evil.example", "http://127.0.0.1.evil.example", "http://127.0.0.1:81", "null"]
 )
 @pytest.mark.parametrize("path", ["/v1/pause", "/v1/resume"])
 def test_a_foreign_origin_is_refused_and_told_what_to_do(http: TestClient, path: str, origin: str) -> None:
@@ -150,7 +152,7 @@ def test_a_foreign_origin_is_refused_and_told_what_to_do(http: TestClient, path:
 
 
 def test_the_page_of_the_control_plane_itself_may_pause(http: TestClient, control: ControlState) -> None:
-    assert http.post("/v1/pause", headers={"origin": "http://testserver"}).status_code == 200
+    assert http.post("/v1/pause", headers={"origin": "http://127.0.0.1"}).status_code == 200
     assert control.paused()
 
 

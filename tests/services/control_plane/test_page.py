@@ -61,6 +61,14 @@ def test_everything_that_the_script_looks_up_is_there(page: Page) -> None:
     assert looked_up <= set(page.ids)
 
 
+def test_the_token_stays_in_the_tab_and_out_of_addresses(page: Page) -> None:
+    assert "sessionStorage" in TEXT
+    for elsewhere in ("localStorage", "document.cookie", "indexedDB", "location.hash", "location.search", "?token"):
+        assert elsewhere not in TEXT
+    assert TEXT.count("Authorization") == 1
+    assert '<input id="token" type="password" autocomplete="off"' in TEXT
+
+
 def test_text_from_processes_is_never_html() -> None:
     assert "innerHTML" not in TEXT
     assert "insertAdjacentHTML" not in TEXT
@@ -74,9 +82,11 @@ def test_it_follows_the_readers_light_or_dark_and_fits_a_phone(page: Page) -> No
 
 
 def test_it_is_served_with_a_policy_that_forbids_the_outside(config: Config) -> None:
-    with TestClient(create_app(config)) as http:
+    with TestClient(create_app(config), base_url="http://127.0.0.1") as http:
         answer = http.get("/")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert answer.text == TEXT
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
     assert "http" not in answer.headers["content-security-policy"]
+    for closed in ("frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"):
+        assert closed in answer.headers["content-security-policy"]

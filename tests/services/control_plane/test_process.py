@@ -33,7 +33,7 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def run(*overrides: str) -> subprocess.Popen[str]:
-        arguments = [part for override in overrides for part in ("--set", override)]
+        arguments = [part for override in ("control_plane.auth=none", *overrides) for part in ("--set", override)]
         command = [sys.executable, "-m", "services.control_plane", "--id", "here", *arguments]
         started.append(
             subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -1,0 +1,1 @@
+"""Hostile input: targets that the fast tests and the long fuzzing share."""
