@@ -41,6 +41,7 @@ class Rules:
     vocab_size: int
     max_staleness: int  # versions beyond the group's lag
     lineage: Lineage
+    experts: bool = False  # the objective learns from an expert's tokens
 
 
 def foreign(entry: Entry, run_id: str) -> Refused | None:
