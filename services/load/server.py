@@ -27,7 +27,7 @@ from shared.types import group_id_for
 
 OVER = ("finished", "failed")
 FIRST_POLL_S, LONGEST_POLL_S = 0.01, 0.1  # after a refusal
-RETRY_S = 0.25
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.01, 0.3  # during an outage
 LEARNER_POLL_S = 5.0
 
 T = TypeVar("T")
@@ -80,6 +80,7 @@ class LoadServer:
             engine="load",
         )
         self._groups = 0
+        self._doubtful = True  # there may be leases that nobody knows of: of a former life, or of before an outage
         self._renewed_at = self._learner_asked = self._learner_seen = time.monotonic()
         self.failure: Exception | None = None
 
@@ -95,7 +96,6 @@ class LoadServer:
 
     def _work(self) -> None:
         poll_s = FIRST_POLL_S
-        self._patiently("return leases of a former life", self._return_leases)
         try:
             while not self._job.stopping.is_set() and not self._job.budget.spent:
                 reason = self._fill()
@@ -133,6 +133,9 @@ class LoadServer:
         return version
 
     def _lease(self, want: int, version: int) -> tuple[tuple[int, ...], str]:
+        if self._doubtful:
+            self._return_leases()
+            self._doubtful = False
         grant = self._admission.lease(want, version)
         self._renewed_at = time.monotonic()
         return grant.indices, grant.reason
@@ -176,6 +179,7 @@ class LoadServer:
     def _patiently(self, what: str, call: Callable[[], T]) -> T:
         """Repeats a call through an outage or a full Redis. Raises DeadlineError after learner.idle_deadline_s."""
         deadline: Deadline | None = None
+        retry_s = FIRST_RETRY_S
         while True:
             try:
                 return call()
@@ -189,7 +193,9 @@ class LoadServer:
                 self._say(f"waiting for {where} to {what}")
                 deadline = deadline or Deadline(f"{where} to {what}", self._job.config.learner.idle_deadline_s)
                 deadline.check()
-                self._job.stopping.wait(RETRY_S)
+                self._doubtful = True
+                self._job.stopping.wait(retry_s)
+                retry_s = min(2 * retry_s, LONGEST_RETRY_S)
 
     def _check_learner(self) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [--scenarios 1,4,6] [--short] [--out FOLDER]`: injects faults, judges from outside, reports."""
+"""`python -m tests.chaos [--scenarios 1,4,6] [--short] [--out FOLDER]`: injects faults, judges from outside."""
 
 from __future__ import annotations
 

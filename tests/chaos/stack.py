@@ -152,6 +152,12 @@ class Stack:
         self.faults.append(time.time())
         return self.faults[-1]
 
+    def kill(self, child: Child) -> None:
+        """SIGKILL, noted as a fault."""
+        self.note_memory(child)
+        self.fault()
+        kill(child)
+
     def signal(self, child: Child, signum: Any) -> None:
         """Sends a signal to a child and notes it as a fault."""
         self.fault()

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.chaos.counting import POINTS
-from tests.chaos.processes import ended, kill, wait_for
+from tests.chaos.processes import ended, wait_for
 from tests.chaos.result import ScenarioResult
 from tests.chaos.stack import Stack
 
@@ -47,5 +47,4 @@ def _one_life(stack: Stack, point: str, rng: random.Random) -> None:
         return
     wait_for("a step of the new learner", 60, lambda: stack.step_of_learner() > before)
     time.sleep(rng.random() * 0.5)
-    stack.fault()
-    kill(learner)
+    stack.kill(learner)
