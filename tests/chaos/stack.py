@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,7 @@ class Stack:
 
     def signal(self, child: Child, signum: Any) -> None:
         """Sends a signal to a child and notes it as a fault."""
+        self.note_memory(child)
         self.fault()
         send(child, signum)
 
@@ -221,7 +222,8 @@ class Stack:
 
     def note_memory(self, child: Child) -> None:
         """Keeps the peak memory of a child that lives."""
-        self.memory[child.name] = max(self.memory.get(child.name, 0.0), rss_mib(child.pid, peak=True))
+        if child.exit_code() is None:
+            self.memory[child.name] = max(self.memory.get(child.name, 0.0), rss_mib(child.pid, peak=True))
 
     def note_redis_memory(self) -> None:
         """Keeps the peak memory of Redis."""
@@ -296,7 +298,7 @@ class Stack:
         result.check("every step applied all of its groups", result.applied == wanted, f"{result.applied} of {wanted}")
         return judged
 
-    def recoveries(self, is_over: Callable[[float], bool] = lambda at: False) -> list[float]:
+    def recoveries(self) -> list[float]:
         """Seconds from each fault to the next optimizer step after it."""
         times = [at for at, _ in self.applications()]
         return [min(at - fault for at in times if at > fault) for fault in self.faults if times and times[-1] > fault]

@@ -17,7 +17,7 @@ TORN = b"*3\r\n$3\r\nSET\r\n$4\r\nunfi"  # the beginning of a command: a write i
 def run(short: bool, workdir: Path) -> ScenarioResult:
     """Three runs: `always`, `everysec`, and one at maxmemory."""
     result = ScenarioResult(2, "Redis killed, its append-only file cut, out of memory", short)
-    kills = 4 if short else 20
+    kills = 3 if short else 20
     _always(result, workdir / "always", kills)
     _everysec(result, workdir / "everysec", kills)
     _out_of_memory(result, workdir / "memory")
@@ -26,7 +26,7 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
 
 def _always(result: ScenarioResult, folder: Path, kills: int) -> None:
     """Under `always` what was acknowledged is on disk; the cut takes no more than a write in progress."""
-    with Stack(folder, 40 * kills, settings=("redis.appendfsync=always",)) as stack:
+    with Stack(folder, 30 * kills, settings=("redis.appendfsync=always",)) as stack:
         _kill_again_and_again(stack, kills, always=True)
         judged = stack.fill_in(result)
         twice = judged.acknowledged_twice
@@ -37,7 +37,7 @@ def _always(result: ScenarioResult, folder: Path, kills: int) -> None:
 def _everysec(result: ScenarioResult, folder: Path, kills: int) -> None:
     """Under `everysec` the last second is lost; its prompts are given out again, which names the groups."""
     inner = ScenarioResult(2, "everysec", result.short)
-    with Stack(folder, 40 * kills) as stack:
+    with Stack(folder, 30 * kills) as stack:
         cut = _kill_again_and_again(stack, kills, always=False)
         judged = stack.fill_in(inner)
         named = sorted(judged.acknowledged_twice)
@@ -62,7 +62,7 @@ def _everysec(result: ScenarioResult, folder: Path, kills: int) -> None:
 def _kill_again_and_again(stack: Stack, kills: int, always: bool) -> list[int]:
     """Kills Redis at random moments and cuts its file; returns the bytes that each cut took."""
     rng = random.Random(2)
-    stack.start_load("--rate", "400")
+    stack.start_load("--rate", "800")
     stack.start_learner()
     cut = []
     for _ in range(kills):
@@ -119,10 +119,10 @@ def _ranges(indices: list[int]) -> str:
 def _out_of_memory(result: ScenarioResult, folder: Path) -> None:
     """At maxmemory the learner goes on freeing, and leases outlast it."""
     inner = ScenarioResult(2, "out of memory", result.short)
-    with Stack(folder, 100, settings=("admission.lease_s=3",)) as stack:
+    with Stack(folder, 60, settings=("admission.lease_s=3",)) as stack:
         stack.start_load("--rate", "300")
         stack.start_learner()
-        stack.reach(20, 60)
+        stack.reach(10, 60)
         stack.fault()
         stack.client.config_set("maxmemory", 1)
         wait_for("the producers to say so", 20, lambda: any("maxmemory" in state for state in stack.states()))
