@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from safetensors import SafetensorError
+
 from learner.lineage import Lineage
 from learner.model import PolicyModel
 from shared.control import ControlState, Latest
+from shared.errors import StoreError
 from shared.store import MANIFEST, PolicyStore, Probe
 from shared.stream import GroupReader
 
@@ -52,7 +55,11 @@ class Publisher:
     def write(self, version: int, parent: int, step: int) -> None:
         """Puts the weights into the store. Raises StoreError, FencedError (before anything is written)."""
         self._control.check_epoch(self._epoch)
-        self._policy.save(self._store.begin(version))
+        folder = self._store.begin(version)
+        try:
+            self._policy.save(folder)
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"cannot write version {version} to {folder}: {error}") from error
         probe = Probe(self._sequences, self._policy.sequence_logprobs(self._sequences))
         self._store.commit(version, parent, step, probe, time.time())
 
