@@ -81,7 +81,7 @@ class LoadServer:
         )
         self._groups = 0
         self._doubtful = True  # there may be leases that nobody knows of: of a former life, or of before an outage
-        self._renewed_at = self._learner_asked = self._learner_seen = time.monotonic()
+        self._compared_at = self._renewed_at = self._learner_asked = self._learner_seen = time.monotonic()
         self.failure: Exception | None = None
 
     def run(self) -> None:
@@ -133,11 +133,13 @@ class LoadServer:
         return version
 
     def _lease(self, want: int, version: int) -> tuple[tuple[int, ...], str]:
-        if self._doubtful:
+        now = time.monotonic()
+        if self._doubtful or now - self._compared_at > self._job.config.admission.lease_s:
             self._return_leases()
             self._doubtful = False
+            self._compared_at = now
         grant = self._admission.lease(want, version)
-        self._renewed_at = time.monotonic()
+        self._renewed_at = now
         return grant.indices, grant.reason
 
     def _append(self, index: int, version: int) -> int:

@@ -10,10 +10,14 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
+from services.children import PARENT_ENV, Child
+from shared.process import guard
+from tests.chaos.processes import kill, start_python
 from tests.chaos.registry import SCENARIOS
-from tests.chaos.result import ScenarioResult, write
+from tests.chaos.result import ScenarioResult, read, write
 
 
 def run_one(number: int, short: bool, workdir: Path) -> ScenarioResult:
@@ -41,25 +45,58 @@ def machine() -> str:
 
 def main() -> int:
     """0 if every scenario holds."""
+    parent = os.environ.get(PARENT_ENV)
+    guard(int(parent) if parent else None)
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--scenarios", default=",".join(map(str, SCENARIOS)), help="numbers, default: all")
     parser.add_argument("--short", action="store_true", help="the small form of each")
+    parser.add_argument("--jobs", type=int, default=1, help="scenarios at once")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"), help="folder of the report")
     parser.add_argument("--keep", action="store_true", help="keep the runs' folders also where a scenario holds")
     arguments = parser.parse_args()
-    results: list[ScenarioResult] = []
-    for number in (int(word) for word in arguments.scenarios.split(",")):
-        workdir = Path(tempfile.mkdtemp(prefix=f"chaos-{number}-"))
-        result = run_one(number, arguments.short, workdir / "stack")
-        results.append(result)
-        print(f"{number:>2}  {result.title}: {result.verdict} ({result.seconds:.0f} s)", flush=True)
-        if result.holds and not arguments.keep:
-            shutil.rmtree(workdir, ignore_errors=True)
-        else:
-            print(f"    kept: {workdir}", flush=True)
-        write(results, machine(), arguments.out)
+    numbers = [int(word) for word in arguments.scenarios.split(",")]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if len(numbers) == 1:
+        result = alone(numbers[0], arguments.short, arguments.keep)
+        write([result], machine(), arguments.out)
+        return 0 if result.holds else 1
+    results = [read(path) for path in each_alone(numbers, arguments)]
+    write(sorted(results, key=lambda r: r.number), machine(), arguments.out)
     print(f"report: {arguments.out / 'chaos.md'}")
     return 0 if all(r.holds for r in results) else 1
+
+
+def alone(number: int, short: bool, keep: bool) -> ScenarioResult:
+    """Runs a scenario in a folder of its own, which is kept where it does not hold."""
+    workdir = Path(tempfile.mkdtemp(prefix=f"chaos-{number}-"))
+    result = run_one(number, short, workdir / "stack")
+    print(f"{number:>2}  {result.title}: {result.verdict} ({result.seconds:.0f} s)", flush=True)
+    if result.holds and not keep:
+        shutil.rmtree(workdir, ignore_errors=True)
+    else:
+        print(f"    kept: {workdir}", flush=True)
+    return result
+
+
+def each_alone(numbers: Sequence[int], arguments: argparse.Namespace) -> list[Path]:
+    """Runs every scenario in a process of its own, `jobs` at a time; the files of their results."""
+    waiting, running, files = list(numbers), list[Child](), []
+    try:
+        while waiting or running:
+            running = [child for child in running if child.exit_code() is None]
+            if waiting and len(running) < arguments.jobs:
+                number = waiting.pop(0)
+                folder = arguments.out / f"scenario-{number:02}"
+                words = ["tests.chaos", "--scenarios", str(number), "--out", str(folder)]
+                words += [f"--{name}" for name in ("short", "keep") if getattr(arguments, name)]
+                running.append(start_python(f"scenario {number}", arguments.out / f"scenario-{number:02}.log", words))
+                files.append(folder / "chaos.json")
+                print(f"{number:>2}  {SCENARIOS[number][0]} ...", flush=True)
+            time.sleep(0.1)
+    finally:
+        for child in running:
+            kill(child)
+    return files
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class ScenarioResult:
     applied_twice: list[int] | None = None
     redelivered: int | None = None  # applications that a crash undid and that were done again
     dead_lettered: int | None = None
+    dropped: int | None = None  # too stale, each recorded with its reason
     longest_recovery_s: float | None = None
     peak_memory_mib: dict[str, float] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
@@ -56,7 +57,7 @@ class ScenarioResult:
 
 
 HEADER = (
-    "| # | scenario | faults | sent | acknowledged | applied | lost | twice | dead letters | redelivered "
+    "| # | scenario | faults | sent | acknowledged | applied | lost | twice | dead letters | dropped | redelivered "
     "| longest recovery | time | verdict |"
 )
 
@@ -66,7 +67,7 @@ def row(r: ScenarioResult) -> str:
     lost = None if r.lost is None else len(r.lost)
     twice = None if r.applied_twice is None else len(r.applied_twice)
     recovery = None if r.longest_recovery_s is None else f"{r.longest_recovery_s:.1f} s"
-    counts = (r.groups_sent, r.acknowledged, r.applied, lost, twice, r.dead_lettered, r.redelivered)
+    counts = (r.groups_sent, r.acknowledged, r.applied, lost, twice, r.dead_lettered, r.dropped, r.redelivered)
     cells = [r.number, r.title, r.faults, *counts, recovery, f"{r.seconds:.0f} s", r.verdict]
     return (
         "| "
@@ -78,7 +79,7 @@ def row(r: ScenarioResult) -> str:
 def report(results: Sequence[ScenarioResult], machine: str) -> str:
     """The readable report."""
     form = "short form" if all(r.short for r in results) else "full form"
-    lines = ["# Chaos report", "", f"{machine}; {form}", "", HEADER, "|" + "---|" * 13, *map(row, results), ""]
+    lines = ["# Chaos report", "", f"{machine}; {form}", "", HEADER, "|" + "---|" * 14, *map(row, results), ""]
     for r in results:
         lines += ["", f"## {r.number}. {r.title}", ""]
         lines += [
@@ -96,3 +97,11 @@ def write(results: Sequence[ScenarioResult], machine: str, folder: Path) -> None
     rows = [{**asdict(r), "verdict": r.verdict} for r in results]
     (folder / "chaos.json").write_text(json.dumps({"machine": machine, "scenarios": rows}, indent=1) + "\n")
     (folder / "chaos.md").write_text(report(results, machine))
+
+
+def read(file: Path) -> ScenarioResult:
+    """The only scenario of a report's JSON."""
+    [found] = json.loads(file.read_text())["scenarios"]
+    found.pop("verdict")
+    checks = [Check(**check) for check in found.pop("checks")]
+    return ScenarioResult(checks=checks, **found)

@@ -278,8 +278,14 @@ class Stack:
         found: list[tuple[bytes, dict[bytes, bytes]]] = self.client.xrange(key)
         return found
 
-    def fill_in(self, result: ScenarioResult) -> Judged:
-        """Judges, and writes the figures and the two checks of every scenario into the result."""
+    def fill_in(self, result: ScenarioResult, most_stale: int = 0) -> Judged:
+        """Judges, and writes the figures and the checks of every scenario into the result.
+
+        Args:
+            result: of the scenario.
+            most_stale: groups that may have been dropped as too stale, each on record.
+
+        """
         judged = self.judge()
         self.note_redis_memory()
         for child in self.children:
@@ -292,7 +298,10 @@ class Stack:
         result.peak_memory_mib = dict(self.memory)
         result.longest_recovery_s = max(self.recoveries(), default=None)
         result.check("no acknowledged group is lost", not judged.lost, judged.lost[:10] or "0")
-        result.check("no good group is dropped", not judged.dropped, dict(judged.dropped) or "0")
+        result.dropped = sum(judged.dropped.values())
+        stale = judged.dropped["too_stale"]
+        what = f"no good group is dropped (too stale: at most {most_stale})"
+        result.check(what, stale == result.dropped and stale <= most_stale, dict(judged.dropped) or "0")
         result.check("no group is applied twice", not judged.twice, judged.twice[:10] or "0")
         wanted = self.steps * self.groups_per_batch
         result.check("every step applied all of its groups", result.applied == wanted, f"{result.applied} of {wanted}")

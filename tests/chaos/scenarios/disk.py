@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from services.children import Child
 from shared.errors import StoreError
 from shared.store import PolicyStore
-from tests.chaos.processes import ended
+from tests.chaos.processes import ended, wait_for
 from tests.chaos.result import ScenarioResult
 from tests.chaos.stack import Stack
 
@@ -31,13 +31,18 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
     if short:
         damages.append(("manifest.json", _truncate))
     steps = 60 + 30 * (len(damages) + 2)
-    with Stack(workdir, steps, settings=("learner.checkpoint_every=5",)) as stack:
-        stack.start_load("--rate", "500")
-        for folder in ("checkpoints", "policy"):
-            _full_disk(result, stack, folder)
+    run_folder = workdir / "run"
+    settings = ("learner.checkpoint_every=5",)
+    with (
+        _small_disk(run_folder / "checkpoints") as checkpoints,
+        _small_disk(run_folder / "policy") as policy,
+        Stack(workdir, steps, settings=settings) as stack,
+    ):
+        for disk in (checkpoints, policy):
+            _full_disk(result, stack, disk)
         for file, damage in damages:
             _damaged_checkpoint(result, stack, file, damage)
-        learner = stack.start_learner()
+        learner = _go_on(stack)
         stack.until_phase("finished", 180)
         ended(learner, 20)
         stack.fill_in(result)
@@ -45,89 +50,76 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
     return result
 
 
-def _full_disk(result: ScenarioResult, stack: Stack, folder: str) -> None:
-    """The folder's disk fills up while the learner runs; it ends with the reason, and goes on when there is room."""
-    before = stack.step_of_learner()
-    with _small_disk(stack.folder / "run" / folder) as (way, fill, free):
-        learner = stack.start_learner()
-        stack.reach(before + 12, 60)
-        stack.fault()
-        fill(learner)
-        code = ended(learner, 60)
-        reason = stack.phase()[1]
-        said = "cannot write" in reason or "No space" in reason
-        result.check(f"{folder}, disk full ({way}): the learner ends and says why", code == 1 and said, reason[:160])
-        free()
-        stack.control.set_phase("starting")
-        learner = stack.start_learner()
-        _keep_load(stack)
-        stack.reach(stack.step_of_learner() + 12, 60)
-        stack.signal(learner, signal.SIGTERM)
-        ended(learner, 20)
+@dataclass(frozen=True)
+class Disk:
+    """A folder whose disk can be filled."""
 
+    folder: Path
+    mounted: bool  # a tmpfs; without the right to mount, a limit on the learner's file sizes stands for it
 
-def _keep_load(stack: Stack) -> None:
-    """A failed learner ends its producers too: they start again with it."""
-    if not any(child.name == "load" and child.exit_code() is None for child in stack.children):
-        stack.start_load("--rate", "500")
-
-
-@contextlib.contextmanager
-def _small_disk(folder: Path) -> Iterator[tuple[str, Callable[[Child], None], Callable[[], None]]]:
-    """A disk of a few MiB under a folder where the system lets us, else a limit on the learner's file sizes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = folder.with_name(folder.name + ".kept")
-    mounted = os.geteuid() == 0 and _mount(folder, kept)
-    filler = folder / "filler"
-
-    def fill(learner: Child) -> None:
-        if not mounted:
+    def fill(self, learner: Child) -> None:
+        """No more room."""
+        if not self.mounted:
             resource.prlimit(learner.pid, resource.RLIMIT_FSIZE, (BELOW_A_MODEL, BELOW_A_MODEL))
             return
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError), (self.folder / "filler").open("wb", buffering=0) as file:
             while True:
                 file.write(b"x" * 4096)
 
+    def free(self) -> None:
+        """Room again."""
+        (self.folder / "filler").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Iterator[Disk]:
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(folder)]
+    mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
     try:
-        yield ("tmpfs" if mounted else "RLIMIT_FSIZE"), fill, lambda: filler.unlink(missing_ok=True)
+        yield Disk(folder, mounted)
     finally:
         if mounted:
-            back = folder.with_name(folder.name + ".back")
-            shutil.copytree(folder, back)
             subprocess.run(["umount", str(folder)], check=True)
-            shutil.rmtree(folder)
-            back.rename(folder)
 
 
-def _mount(folder: Path, kept: Path) -> bool:
-    """Puts a small tmpfs with the same content in the folder's place."""
-    shutil.copytree(folder, kept)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    if done:
-        shutil.copytree(kept, folder, dirs_exist_ok=True)
-    shutil.rmtree(kept)
-    return done
+def _full_disk(result: ScenarioResult, stack: Stack, disk: Disk) -> None:
+    """The folder's disk fills up while the learner runs; it ends with the reason, and goes on when there is room."""
+    learner = _go_on(stack)
+    stack.fault()
+    disk.fill(learner)
+    code = ended(learner, 60)
+    reason = stack.phase()[1]
+    name, way = disk.folder.name, "tmpfs" if disk.mounted else "RLIMIT_FSIZE"
+    said = code == 1 and reason.startswith("cannot write")
+    result.check(f"{name}, disk full ({way}): the learner ends and says why", said, reason[:160])
+    disk.free()
+    stack.control.set_phase("starting")
 
 
-def _damaged_checkpoint(
-    result: ScenarioResult, stack: Stack, file: str, damage: Callable[[Path], None]
-) -> None:
-    """After an orderly stop the newest checkpoint is damaged: the next start says so and takes the one before."""
+def _go_on(stack: Stack) -> Child:
+    """A learner, and producers where those of before have ended with a failed one."""
     learner = stack.start_learner()
+    if not any(child.name == "load" and child.exit_code() is None for child in stack.children):
+        stack.start_load("--rate", "500")
     stack.reach(stack.step_of_learner() + 12, 60)
+    return learner
+
+
+def _damaged_checkpoint(result: ScenarioResult, stack: Stack, file: str, damage: Callable[[Path], None]) -> None:
+    """After an orderly stop the newest checkpoint is damaged: the next start says so and takes the one before."""
+    learner = _go_on(stack)
     stack.signal(learner, signal.SIGTERM)
     ended(learner, 20)
     newest = stack.checkpoints[-1]
     damage(newest / file)
-    learner = stack.start_learner()
-    stack.reach(stack.step_of_learner() + 6, 60)
-    what = f"{file} {damage.__name__.strip('_')}"
-    said = f"{newest.name} cannot be used and is set aside" in stack.log_of("learner")
+    stack.start_learner()
+    said = f"{newest.name} cannot be used and is set aside"
+    wait_for("the damaged checkpoint to be named", 60, lambda: said in stack.log_of("learner"))
     torn = newest.with_name(newest.name + ".torn").is_dir()
-    result.check(f"{what}: set aside and said", said and torn, newest.name)
-    stack.signal(learner, signal.SIGTERM)
-    ended(learner, 20)
+    result.check(f"{file} {damage.__name__.strip('_')}: set aside and said", torn, newest.name)
+    assert stack.learner is not None
+    stack.kill(stack.learner)  # at once: before it has written anything of its own
 
 
 def _damaged_version(result: ScenarioResult, stack: Stack) -> None:

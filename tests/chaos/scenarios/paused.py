@@ -36,9 +36,12 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
         died = [child.name for child in (learner, *producers) if child.exit_code() is not None]
         result.check("nobody died of it", not died, died or "")
         found = f"most stale after each, versions: {rises}; afterwards at most {FRESH} in the mean of 5 steps"
-        result.check("staleness rises while the learner stands still, and recovers each time", rises["learner"] > 4, found)
+        result.check(
+            "staleness rises while the learner stands still, and recovers each time", rises["learner"] > 4, found
+        )
         stack.until_phase("finished", 120)
-        stack.fill_in(result)
+        # Of two producers one overtakes the other, so the last groups of a full backlog can be a version too old.
+        stack.fill_in(result, most_stale=2 * stack.config.rollout.groups_in_flight * len(stack.faults))
     return result
 
 

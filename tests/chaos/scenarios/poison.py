@@ -29,7 +29,9 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
         expected = Counter(REASONS[poison] for poison in read.values() if poison)
         waiting = {row["index"] for row in stack.appends() if not row["poison"]} - set(judged.applied)
         result.faults = sum(expected.values())
-        result.check("every poisoned entry is a dead letter, by what failed in it", judged.dead == expected, judged.dead)
+        result.check(
+            "every poisoned entry is a dead letter, by what failed in it", judged.dead == expected, judged.dead
+        )
         result.check("every kind of poison was met", len({p for p in read.values() if p}) == 5)
         first = min(waiting, default=2**62)
         passed = len([index for index in judged.applied if index < first])

@@ -48,7 +48,14 @@ class Observer:
 def run(short: bool, workdir: Path) -> ScenarioResult:
     """The transformers engine, and in the full form vLLM too."""
     result = ScenarioResult(7, "rollout server killed again and again", short)
-    _engine(result, workdir / "transformers", TRANSFORMERS, servers=2 if short else 4, kills=2 if short else 12, every_s=4 if short else 15)
+    _engine(
+        result,
+        workdir / "transformers",
+        TRANSFORMERS,
+        servers=2 if short else 4,
+        kills=2 if short else 12,
+        every_s=4 if short else 15,
+    )
     if not short:
         _engine(result, workdir / "vllm", VLLM, servers=2, kills=3, every_s=90)
     return result
