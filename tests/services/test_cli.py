@@ -36,7 +36,7 @@ def trustbatch(*arguments: str, folder: Path = ROOT, **environ: str) -> subproce
 def test_help_names_every_command_and_a_first_step() -> None:
     done = trustbatch("--help")
     assert done.returncode == 0
-    for command in ("up", "rollout", "learner", "objectives", "control-plane", "config", "doctor", "report"):
+    for command in ("up", "rollout", "learner", "objectives", "control-plane", "load", "config", "doctor", "report"):
         assert f"\n  {command} " in done.stdout
     assert "trustbatch up --config deploy/configs/demo.yaml" in done.stdout
 

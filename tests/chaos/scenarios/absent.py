@@ -20,7 +20,7 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
     """Who is not needed is not missed; who is needed is waited for until the deadline, and named."""
     result = ScenarioResult(10, "producers, learner, control plane gone; hanging scraper", short)
     idle_s = 6.0 if short else 60.0
-    with Stack(workdir, 200, settings=(f"learner.idle_deadline_s={idle_s}", "admission.lease_s=2")) as stack:
+    with Stack(workdir, 120, settings=(f"learner.idle_deadline_s={idle_s}", "admission.lease_s=2")) as stack:
         file = str(stack.folder / "config.yaml")
         plane = stack.start_other("control-plane", "services.control_plane", "--config", file)
         learner = stack.start_learner()

@@ -15,7 +15,7 @@ from tests.chaos.stack import Stack
 def run(short: bool, workdir: Path) -> ScenarioResult:
     """Every named point is passed at the k-th time in some life; the other lives end after a random time."""
     result = ScenarioResult(1, "learner killed by SIGKILL", short)
-    groups, kills = (8_192, 12) if short else (100_000, 200)
+    groups, kills = (6_144, 12) if short else (100_000, 200)
     steps = groups // 32
     rng = random.Random(1)
     with Stack(workdir, steps, settings=("learner.checkpoint_every=5",)) as stack:

@@ -26,7 +26,7 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
 
 def _always(result: ScenarioResult, folder: Path, kills: int) -> None:
     """Under `always` what was acknowledged is on disk; the cut takes no more than a write in progress."""
-    with Stack(folder, 30 * kills, settings=("redis.appendfsync=always",)) as stack:
+    with Stack(folder, 45 * kills, settings=("redis.appendfsync=always",)) as stack:
         _kill_again_and_again(stack, kills, always=True)
         judged = stack.fill_in(result)
         twice = judged.acknowledged_twice
@@ -37,7 +37,7 @@ def _always(result: ScenarioResult, folder: Path, kills: int) -> None:
 def _everysec(result: ScenarioResult, folder: Path, kills: int) -> None:
     """Under `everysec` the last second is lost; its prompts are given out again, which names the groups."""
     inner = ScenarioResult(2, "everysec", result.short)
-    with Stack(folder, 30 * kills) as stack:
+    with Stack(folder, 45 * kills) as stack:
         cut = _kill_again_and_again(stack, kills, always=False)
         judged = stack.fill_in(inner)
         named = sorted(judged.acknowledged_twice)
@@ -62,7 +62,7 @@ def _everysec(result: ScenarioResult, folder: Path, kills: int) -> None:
 def _kill_again_and_again(stack: Stack, kills: int, always: bool) -> list[int]:
     """Kills Redis at random moments and cuts its file; returns the bytes that each cut took."""
     rng = random.Random(2)
-    stack.start_load("--rate", "800")
+    stack.start_load("--rate", "400")
     stack.start_learner()
     cut = []
     for _ in range(kills):

@@ -18,7 +18,7 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
     """Learner and producers stop at random moments, sometimes both; then the counters of both runs are compared."""
     result = ScenarioResult(9, "stops and resumes", short)
     stops = 5 if short else 50
-    steps = 30 * stops
+    steps = (25 if short else 30) * stops
     expected = _uninterrupted(workdir / "uninterrupted", steps)
     rng = random.Random(9)
     with Stack(workdir / "interrupted", steps) as stack:
@@ -61,4 +61,4 @@ def _uninterrupted(folder: Path, steps: int) -> Counter[int]:
 def _load(stack: Stack) -> Child:
     """Producers of what the run still lacks."""
     have = len({row["index"] for row in stack.appends() if row["result"] in ("stored", "duplicate")})
-    return stack.start_load("--rate", "600", "--count", str(stack.steps * stack.groups_per_batch - have))
+    return stack.start_load("--rate", "400", "--count", str(stack.steps * stack.groups_per_batch - have))
