@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from learner.objective.advantages import Normalization, group_advantages, has_signal
-from shared.types import Group, Trajectory
+from shared.types import BoolArray, Group, Source, Trajectory
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+
+NO_VERSION = -1  # of a token that an expert wrote
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class MicroBatch:
     columns: Tensor  # [n] int64, at least 1
     temperature: Tensor  # [n] float32
     behavior_logprobs: Tensor  # [n] float32, nats
-    advantages: Tensor  # [n] float32
+    advantages: Tensor  # [n] float32; 0 for an expert's token
     sequence_of: Tensor  # [n] int64, index of the token's trajectory within the step
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -44,14 +46,20 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """All that one optimizer step is made of. Token arrays follow the order of the micro-batches."""
+    """All that one optimizer step is made of. Token arrays follow the order of the micro-batches.
+
+    Arrays [B] have an expert's trajectories too, so that `sequence_of` indexes them; what is said of rewards and
+    groups (advantages, signal_share, means) is said of the policy's `own` alone.
+    """
 
     groups: tuple[Group, ...]
     micro_batches: tuple[MicroBatch, ...]
     rewards: Float64Array  # [B]
     group_of: Tensor  # [B] int64
+    own: BoolArray  # [B], False: an expert's
     signal_share: float  # of groups with unequal rewards
-    versions: Int64Array  # [trained tokens]
+    versions: Int64Array  # [trained tokens], NO_VERSION where an expert wrote the token
+    expert: Tensor  # [trained tokens] bool, written by an expert
 
     @property
     def trajectories(self) -> tuple[Trajectory, ...]:
@@ -64,8 +72,8 @@ class StepBatch:
         return len(self.versions)
 
     def staleness(self, of: Callable[[int], int]) -> Int64Array:
-        """The staleness of every trained token, given that of a version."""
-        known, where = np.unique(self.versions, return_inverse=True)
+        """The staleness of every trained token that the policy drew, given that of a version."""
+        known, where = np.unique(self.versions[self.versions != NO_VERSION], return_inverse=True)
         return np.array([of(int(version)) for version in known], dtype=np.int64)[where]
 
 
@@ -86,13 +94,14 @@ def batch_rewards(groups: Sequence[Group], shuffle_seed: Sequence[int] | None = 
     Args:
         groups: of the whole batch.
         shuffle_seed: if given, rewards are permuted among all trajectories of the batch, always in the same
-            way for the same seed: the control experiment in which nothing can be learned.
+            way for the same seed: the control experiment in which nothing can be learned. An expert's stay.
 
     """
     rewards = np.array([t.reward for group in groups for t in group.trajectories], dtype=np.float64)
     if shuffle_seed is not None:
-        rewards = np.random.default_rng(list(shuffle_seed)).permutation(rewards)
-    return np.split(rewards, np.cumsum([group.group_size for group in groups])[:-1])
+        own = _own_trajectories(groups)
+        rewards[own] = np.random.default_rng(list(shuffle_seed)).permutation(rewards[own])
+    return np.split(rewards, np.cumsum([len(group.trajectories) for group in groups])[:-1])
 
 
 def build_step(
@@ -104,25 +113,32 @@ def build_step(
     """Turns the groups of one optimizer step into tensors.
 
     Args:
-        groups: at least one, with at least one trained token among them; no empty prompt.
-        rewards: of each group, [G] each.
+        groups: no empty prompt among them; may be none, where another rank has some.
+        rewards: of each group, one for each trajectory.
         normalization: how advantages are made of rewards.
         micro_batch_tokens: most padded tokens of a micro-batch; a longer trajectory goes alone.
 
     """
-    flat = torch.from_numpy(np.concatenate(rewards))
-    group_of = torch.from_numpy(np.repeat(np.arange(len(groups)), [len(r) for r in rewards]))
-    advantages = group_advantages(flat, group_of, normalization).tolist()
-    rows = _rows(groups, advantages)
+    flat = torch.from_numpy(np.concatenate([np.zeros(0), *rewards]))
+    sizes = np.array([len(r) for r in rewards], dtype=np.int64)
+    group_of = torch.from_numpy(np.repeat(np.arange(len(groups)), sizes))
+    own = _own_trajectories(groups)
+    mine = torch.from_numpy(own)
+    advantages = torch.zeros_like(flat)
+    advantages[mine] = group_advantages(flat[mine], group_of[mine], normalization)
+    rows = _rows(groups, advantages.tolist())
     cuts = cut([len(row.ids) for row in rows], micro_batch_tokens)
     pieces = [[rows[i] for i in piece] for piece in cuts]
+    ordered = [row for piece in pieces for row in piece]
     return StepBatch(
         groups=tuple(groups),
         micro_batches=tuple(_pad(piece) for piece in pieces),
         rewards=flat.numpy(),
         group_of=group_of,
-        signal_share=has_signal(flat, group_of).double().mean().item(),
-        versions=np.concatenate([_versions(row) for piece in pieces for row in piece]),
+        own=own,
+        signal_share=has_signal(flat[mine], group_of[mine]).double().mean().item(),
+        versions=np.concatenate([np.zeros(0, dtype=np.int64), *map(_versions, ordered)]),
+        expert=torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.bool_), *map(_expert, ordered)])),
     )
 
 
@@ -140,6 +156,11 @@ def cut(lengths: Sequence[int], budget: int) -> list[list[int]]:
             pieces.append([i])
             longest = lengths[i]
     return pieces
+
+
+def _own_trajectories(groups: Sequence[Group]) -> BoolArray:
+    """Which trajectories are the policy's own, [B]."""
+    return np.array([not t.by_expert for group in groups for t in group.trajectories], dtype=np.bool_)
 
 
 def _rows(groups: Sequence[Group], advantages: Sequence[float]) -> list[_Row]:
@@ -162,7 +183,7 @@ def _pad(piece: Sequence[_Row]) -> MicroBatch:
     def spread(values: Sequence[float], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype).repeat_interleave(sizes)
 
-    behavior = np.concatenate([row.trajectory.behavior_logprobs[_own(row)] for row in piece])
+    behavior = np.concatenate([row.trajectory.behavior_logprobs[_positions(row)] for row in piece])
     return MicroBatch(
         input_ids=torch.from_numpy(ids),
         rows=spread(range(len(piece)), torch.int64),
@@ -175,9 +196,14 @@ def _pad(piece: Sequence[_Row]) -> MicroBatch:
 
 
 def _versions(row: _Row) -> Int64Array:
-    return row.trajectory.token_versions()[_own(row)]
+    return np.where(_expert(row), NO_VERSION, row.trajectory.token_versions()[_positions(row)])
 
 
-def _own(row: _Row) -> Int64Array:
+def _expert(row: _Row) -> BoolArray:
+    written: BoolArray = row.trajectory.source[_positions(row)] == Source.EXPERT
+    return written
+
+
+def _positions(row: _Row) -> Int64Array:
     """Positions of the trained tokens within the trajectory's own arrays."""
     return row.trained - (len(row.ids) - row.trajectory.length)

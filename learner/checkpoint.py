@@ -92,14 +92,17 @@ class CheckpointStore:
     def newest(self) -> Checkpoint | None:
         """The newest good checkpoint; a torn or altered one is set aside, and said."""
         for name in reversed(self.names()):
-            folder = self.root / name
             try:
-                self._verify(folder)
-                return _load(folder)
+                return self.read(name)
             except CheckpointError as error:
                 self._say(f"checkpoint {name} cannot be used and is set aside as {name}{TORN}: {error}")
-                folder.rename(folder.with_name(name + TORN))
+                (self.root / name).rename(self.root / (name + TORN))
         return None
+
+    def read(self, name: str) -> Checkpoint:
+        """One checkpoint; changes nothing. Raises CheckpointError where it is torn, altered or not there."""
+        self._verify(self.root / name)
+        return _load(self.root / name)
 
     def names(self) -> list[str]:
         """Checkpoints with a manifest that were not set aside, oldest first."""
@@ -165,17 +168,8 @@ def restore_tensors(
     tensors: dict[str, dict[str, Tensor]], policy: PolicyModel, optimizer: torch.optim.Optimizer
 ) -> None:
     """Puts a checkpoint's tensors back. Raises CheckpointError where they are of another model."""
-    parameters = policy.named_parameters()
-    stored = tensors["model"]
-    wrong = [n for n, p in parameters.items() if n not in stored or stored[n].shape != p.shape]
-    if wrong or len(stored) != len(parameters):
-        raise CheckpointError(
-            f"the checkpoint is of another model than model.path ({', '.join(wrong[:3]) or 'it has more weights'}): "
-            "use the model that the run began with, or another run.folder"
-        )
-    for name, parameter in parameters.items():
-        parameter.copy_(stored[name])
-    names = list(parameters)
+    restore_weights(tensors["model"], policy)
+    names = list(policy.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors["optimizer"].items():
         name, _, field = key.rpartition("/")
@@ -184,6 +178,20 @@ def restore_tensors(
     torch.set_rng_state(tensors["rng"]["cpu"])
     if "cuda" in tensors["rng"] and policy.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["rng"]["cuda"], policy.device)
+
+
+@torch.no_grad()
+def restore_weights(stored: dict[str, Tensor], policy: PolicyModel) -> None:
+    """Puts a checkpoint's weights into the policy. Raises CheckpointError where they are of another model."""
+    parameters = policy.named_parameters()
+    wrong = [n for n, p in parameters.items() if n not in stored or stored[n].shape != p.shape]
+    if wrong or len(stored) != len(parameters):
+        raise CheckpointError(
+            f"the checkpoint is of another model than model.path ({', '.join(wrong[:3]) or 'it has more weights'}): "
+            "use the model that the run began with, or another run.folder"
+        )
+    for name, parameter in parameters.items():
+        parameter.copy_(stored[name])
 
 
 def _load(folder: Path) -> Checkpoint:

@@ -21,10 +21,16 @@ from shared.store import write_durably
 
 def plain(record: StepRecord | Dropped | EvaluationResult) -> dict[str, Any]:
     """A record as JSON can hold it: numbers that are not finite become null."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in asdict(record).items()
-    }
+    row: dict[str, Any] = _finite(asdict(record))
+    return row
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class LineFile:

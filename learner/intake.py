@@ -33,6 +33,7 @@ class Held:
 
     entry_id: str
     group: Group
+    payload: bytes  # as it was in the stream
 
 
 class Intake:
@@ -101,7 +102,7 @@ class Intake:
 
     def _sort(self, entry: Entry, result: Group | Refused) -> None:
         if isinstance(result, Group):
-            self.held.append(Held(entry.entry_id, result))
+            self.held.append(Held(entry.entry_id, result, entry.payload))
             return
         self._end(entry.prompt_index, result)
         if result.dead_letter:
@@ -116,7 +117,7 @@ class Intake:
         """Counts, records and frees a group that will never be applied."""
         self._ledger.end(prompt_index, refused.reason)
         self._metrics.groups_dropped.labels(refused.reason).inc()
-        trajectories = refused.group.trajectories if refused.group else ()
+        trajectories = refused.group.own if refused.group else ()
         n = len(trajectories)
         dropped = Dropped(
             prompt_index=prompt_index,

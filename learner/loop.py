@@ -16,6 +16,7 @@ from learner.objectives import servable_objectives
 from learner.patience import Patience
 from learner.provision import Provision, load_reference
 from learner.publish import Publisher
+from learner.recorder import Recorder
 from learner.startup import abandon_lines, await_predecessor, report_changes, restore, take_epoch
 from learner.step import make_optimizer
 from learner.training import Parts, Training
@@ -133,6 +134,8 @@ class Learner:
             "read the published versions", lambda: restore(checkpoints, store, self.control, policy, optimizer)
         )
         abandoned = abandon_lines(files, begin)
+        recorder = Recorder(config, epoch, self.log)
+        recorder.begin(begin.step)
         if checkpoint is not None:
             report_changes(checkpoint.state.config, config, self.log)
             self.log.info("restored", checkpoint=checkpoint.name, step=begin.step, abandoned_steps=abandoned)
@@ -152,6 +155,7 @@ class Learner:
                 optimizer,
                 objectives,
                 Provision(policy, objectives.needs, reference),
+                recorder,
                 self._patiently,
                 self.heartbeat,
                 self.metrics,

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from learner.batch import StepBatch, batch_rewards, build_step
+from learner.batch import Float64Array, StepBatch, batch_rewards, build_step
 from learner.intake import Held
+from learner.objective.overlong import overlong_penalty
 from shared.config.models import LearnerConfig
+from shared.types import Group
 
 
 @dataclass
@@ -34,6 +38,8 @@ def split(batch: Sequence[Held], config: LearnerConfig, seed: int, number: int) 
 
     """
     rewards = batch_rewards([h.group for h in batch], (seed, number) if config.shuffle_rewards else None)
+    if config.overlong_buffer:
+        rewards = [r + overlong(h.group, config.overlong_buffer) for r, h in zip(rewards, batch, strict=True)]
     size = max(1, len(batch) // config.minibatches)
     minibatches = []
     for start in range(0, len(batch), size):
@@ -42,6 +48,13 @@ def split(batch: Sequence[Held], config: LearnerConfig, seed: int, number: int) 
         own = rewards[start : start + size]
         minibatches.append(Minibatch(held, build_step(groups, own, config.advantage, config.micro_batch_tokens)))
     return minibatches
+
+
+def overlong(group: Group, buffer: int) -> Float64Array:
+    """What the length of each completion adds to its reward, [B]; 0 for an expert's."""
+    lengths = np.array([0.0 if t.by_expert else t.length for t in group.trajectories])
+    most = max(t.sampling.max_tokens for t in group.trajectories)
+    return overlong_penalty(torch.from_numpy(lengths), most, min(buffer, most)).numpy()
 
 
 def next_steps(minibatches: Sequence[Minibatch], passes: int) -> list[tuple[Minibatch, int]]:

@@ -44,15 +44,20 @@ class TokenOutputs(NamedTuple):
 class PolicyModel:
     """A model whose weights are float32 here and `dtype` in the files that it publishes."""
 
-    def __init__(self, module: Any, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
+    def __init__(
+        self, module: Any, dtype: Literal["float32", "bfloat16"] = "float32", *, key: str = "model.path"
+    ) -> None:
+        """`key` is where the configuration names the model."""
         self.module: Any = module.eval()  # no dropout: ratios compare weights, not noise
         self.dtype = getattr(torch, dtype)
         for name in _SCALED_LOGITS:
             if getattr(module.config, name, None) not in (None, 1, 1.0):
-                raise ConfigError(f"model.path: its config sets {name}, which the learner cannot recompute")
+                raise ConfigError(f"{key}: its config sets {name}, which the learner cannot recompute")
 
     @classmethod
-    def load(cls, path: str, dtype: Literal["float32", "bfloat16"], device: torch.device) -> PolicyModel:
+    def load(
+        cls, path: str, dtype: Literal["float32", "bfloat16"], device: torch.device, *, key: str = "model.path"
+    ) -> PolicyModel:
         """Loads a Hugging Face folder or hub name. Raises ConfigError where that is impossible."""
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -61,8 +66,8 @@ class PolicyModel:
         try:
             module: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
         except (OSError, ValueError) as error:
-            raise ConfigError(f"model.path {path!r} cannot be loaded: {error}") from None
-        return cls(module.to(device), dtype)
+            raise ConfigError(f"{key} {path!r} cannot be loaded: {error}") from None
+        return cls(module.to(device), dtype, key=key)
 
     @property
     def device(self) -> torch.device:

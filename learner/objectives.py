@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from learner.objective.core import needs_of
 from learner.objective.registry import ALIASES, OBJECTIVES, Knob, Objective, build, knobs_of
@@ -37,14 +39,14 @@ def servable_objectives(config: Config) -> Objectives:
     """The same, and every one can be given what it needs. Raises ConfigError where that cannot be."""
     objectives = objectives_of(config.learner)
     experts = config.rollout.experts
-    if experts and "expert" not in objectives.trained.needs:
-        raise ConfigError(
-            f"rollout.experts is {experts}, but learner.objective {objectives.trained.name!r} does not learn from "
-            "experts: set it to 0, or choose an objective that does (chord)"
-        )
-    if not experts and "expert" in objectives.needs:
-        who = [o.name for o in (objectives.trained, *objectives.shadows) if "expert" in o.needs]
-        raise ConfigError(f"objective {who[0]!r} learns from experts: rollout.experts must be at least 1")
+    for objective in (objectives.trained, *objectives.shadows):
+        if experts and "expert" not in objective.needs:
+            raise ConfigError(
+                f"rollout.experts is {experts}, but objective {objective.name!r} does not learn from experts: "
+                "set it to 0, or choose an objective that does (chord)"
+            )
+        if not experts and "expert" in objective.needs:
+            raise ConfigError(f"objective {objective.name!r} learns from experts: rollout.experts must be at least 1")
     return objectives
 
 
@@ -76,5 +78,23 @@ def _knob_lines(knobs: list[Knob]) -> list[str]:
     return [f"{knob.name} = {knob.default!r}: {knob.allowed()}" for knob in knobs]
 
 
+def main() -> int:
+    """Prints the list, or draws the picture of the KL estimators."""
+    parser = argparse.ArgumentParser(prog="trustbatch objectives", description="Lists the objectives.")
+    parser.add_argument("--figure", type=Path, help="draws the two KL estimators against the ratio into this file")
+    figure = parser.parse_args().figure
+    if figure is None:
+        sys.stdout.write(describe() + "\n")
+        return 0
+    from learner.figures import draw_estimators
+
+    try:
+        draw_estimators(figure)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{figure} cannot be written: {error}\n")
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    sys.stdout.write(describe() + "\n")
+    sys.exit(main())

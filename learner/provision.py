@@ -64,7 +64,7 @@ def load_reference(config: Config, needs: frozenset[str], policy: PolicyModel) -
     if "ref_logprobs" not in needs:
         return None
     path = config.learner.reference or config.model.path
-    reference = PolicyModel.load(path, config.model.dtype, policy.device)
+    reference = PolicyModel.load(path, config.model.dtype, policy.device, key="learner.reference")
     if reference.vocab_size != policy.vocab_size:
         raise ConfigError(
             f"learner.reference {path!r} has {reference.vocab_size} tokens, the policy {policy.vocab_size}: "
@@ -76,7 +76,8 @@ def load_reference(config: Config, needs: frozenset[str], policy: PolicyModel) -
 @torch.no_grad()
 def logprobs_now(policy: PolicyModel, batch: StepBatch) -> Tensor:
     """The batch's log-probs under the policy's present weights, [n], without gradient."""
-    return torch.cat([policy.logprobs(m.to(policy.device)) for m in batch.micro_batches])
+    like = next(iter(policy.named_parameters().values()))
+    return torch.cat([like.new_empty(0), *(policy.logprobs(m.to(policy.device)) for m in batch.micro_batches)])
 
 
 def _copy(policy: PolicyModel) -> list[Tensor]:

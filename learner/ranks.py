@@ -15,9 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.objective.core import Step
-
-_OF_SEQUENCES = ("group_of", "rewards")
+from learner.objective.core import OF_COMPLETIONS, Step
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Ranks:
         shifted = replace(step, sequence_of=step.sequence_of + before[1], group_of=step.group_of + before[2])
         fields = {name: value for name, value in vars(shifted).items() if isinstance(value, Tensor)}
         whole = {
-            name: self._concatenate(value, sizes[:, 1 if name in _OF_SEQUENCES else 0].tolist())
+            name: self._concatenate(value, sizes[:, 1 if name in OF_COMPLETIONS else 0].tolist())
             for name, value in fields.items()
         }
         return replace(shifted, **whole), slice(before[0], before[0] + step.tokens)

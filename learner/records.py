@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from learner.batch import Int64Array, StepBatch
+from learner.objective.core import Step
+from learner.objective.staleness import bucket_name, staleness_bucket
+from learner.objective.statistics import by_key
 from learner.step import StepOutcome
 from shared.metrics import LearnerMetrics
 from shared.records import StepRecord
+
+PART_FIELDS = ("tokens", "token_ess", "sequence_ess", "ratio_p50", "ratio_max", "kl", "capped_share")
+STEP_FIELDS = frozenset(field.name for field in fields(StepRecord)) - {"tokens"}  # trained ones, an expert's too
 
 
 def step_record(
@@ -23,9 +32,10 @@ def step_record(
     wait_s: float,
 ) -> StepRecord:
     """The record of one step; what publishing took is filled in later."""
-    trajectories = batch.trajectories
+    trajectories = [t for group in batch.groups for t in group.own]
     lengths = np.array([t.length for t in trajectories])
-    statistics = {name: value.item() for name, value in vars(outcome.statistics).items()}
+    of_all = asdict(outcome.statistics.summary())
+    own = outcome.own.drawn()
     return StepRecord(
         step=step,
         policy_version=policy_version,
@@ -34,7 +44,7 @@ def step_record(
         prompt_indices=list(applied),
         trajectories=len(trajectories),
         tokens=batch.trained_tokens,
-        reward_mean=float(batch.rewards.mean()),
+        reward_mean=float(batch.rewards[batch.own].mean()),
         signal_share=batch.signal_share,
         length_mean=float(lengths.mean()),
         truncated_share=sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
@@ -48,8 +58,33 @@ def step_record(
         wait_s=wait_s,
         compute_s=outcome.seconds,
         publish_s=0.0,
-        **statistics,
+        by_staleness=_by(own, outcome, staleness_bucket(torch.from_numpy(staleness)), bucket_name),
+        by_environment=_by(own, outcome, *_environments(own, batch)),
+        shadows=[asdict(shadow) for shadow in outcome.shadows],
+        **{name: of_all[name] for name in of_all.keys() & STEP_FIELDS},
     )
+
+
+def _by(own: Step, outcome: StepOutcome, key_of: Tensor, name_of: Callable[[int], str]) -> dict[str, dict[str, float]]:
+    """The statistics of every key's tokens, by the key's name."""
+    mine = slice(None) if outcome.own.expert is None else ~outcome.own.expert
+    parts = by_key(
+        own.log_ratio,
+        own.sequence_of,
+        own.sequences,
+        key_of.to(own.sequence_of.device),
+        weight=outcome.weight[mine],
+        cut=outcome.cut[mine],
+    )
+    summaries = {name_of(key): asdict(part.summary()) for key, part in parts.items()}
+    return {name: {key: of_part[key] for key in PART_FIELDS} for name, of_part in summaries.items()}
+
+
+def _environments(own: Step, batch: StepBatch) -> tuple[Tensor, Callable[[int], str]]:
+    """The number of each token's environment, and what it is called."""
+    names = sorted({group.environment for group in batch.groups})
+    number = torch.tensor([names.index(group.environment) for group in batch.groups], device=own.group_of.device)
+    return number[own.group_of][own.sequence_of], names.__getitem__
 
 
 def observe_staleness(metrics: LearnerMetrics, staleness: Int64Array) -> None:

@@ -73,8 +73,8 @@ def _check(group: Group, rules: Rules) -> Group | Refused:
         return Refused("bad_tokens", f"prompt_ids: a token is not in [0, {rules.vocab_size})", True, group)
     if not len(group.prompt_ids):
         return Refused("bad_tokens", "prompt_ids: empty, so the first token has no log-prob", True, group)
-    if not any(t.loss_mask.any() for t in group.trajectories):
-        return Refused("no_trained_tokens", "no token of the group has loss_mask", True, group)
+    if not any(t.loss_mask.any() for t in group.own):
+        return Refused("no_trained_tokens", "no token that the policy drew has loss_mask", True, group)
     staleness = max(rules.lineage.staleness(s.policy_version) for t in group.trajectories for s in t.versions)
     if staleness > group.lag + rules.max_staleness:
         allowed = f"lag {group.lag} + max_staleness {rules.max_staleness}"
@@ -93,7 +93,24 @@ def _problem(t: Trajectory, rules: Rules) -> tuple[str, str] | None:
     newest = max((s.policy_version for s in t.versions), default=0)
     if newest > rules.lineage.latest:
         return "newer_version", f"versions: {newest} is newer than the learner's {rules.lineage.latest}"
-    return _untruth(t)
+    return _foreign_token(t, rules.experts) or _untruth(t)
+
+
+def _foreign_token(t: Trajectory, experts: bool) -> tuple[str, str] | None:
+    """Which trained token is neither the policy's nor, where the objective learns from them, an expert's."""
+    trained = t.source[t.loss_mask]
+    if (trained == Source.ENVIRONMENT).any():
+        return "bad_source", "source: the environment wrote a trained token"
+    if not t.by_expert:
+        return None
+    if (trained != Source.EXPERT).any():
+        return "bad_source", "source: the policy and an expert both wrote trained tokens of one trajectory"
+    if not experts:
+        return "bad_source", (
+            "source: an expert wrote a trained token, and learner.objective does not learn from experts; set "
+            "rollout.experts to 0, or learner.objective.name to one that does (chord)"
+        )
+    return None
 
 
 def _untruth(t: Trajectory) -> tuple[str, str] | None:
@@ -101,9 +118,7 @@ def _untruth(t: Trajectory) -> tuple[str, str] | None:
     sampling = _sampling_problem(t.sampling)
     if sampling:
         return "bad_sampling", f"sampling.{sampling}: the learner cannot recompute its log-probs"
-    if (t.source[t.loss_mask] != Source.POLICY).any():
-        return "bad_source", "source: a trained token was not drawn by the policy"
-    trained = t.behavior_logprobs[t.loss_mask]
+    trained = t.behavior_logprobs[t.loss_mask & (t.source == Source.POLICY)]
     good = np.isfinite(trained) & (trained > MISSING_LOGPROB) & (trained <= MAX_LOGPROB)
     if not good.all():
         return "bad_logprobs", f"behavior_logprobs: {trained[~good][0]} on a trained token"

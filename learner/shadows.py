@@ -78,16 +78,19 @@ class GradientComparison:
                 if piece is not None:
                     gradient.add_(piece)
 
+    def norms(self) -> list[float]:
+        """Of each, on this rank."""
+        return [_dot(gradients, gradients).sqrt().item() for gradients in self._gradients]
+
     def cosines(self, ranks: Ranks) -> list[float]:
         """Of each with the gradient that the parameters hold, summed over the ranks; NaN where one of them is zero."""
         taken = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
         for gradients in self._gradients:
             ranks.sum(gradients)
-        return [_cosine(gradients, taken) for gradients in self._gradients]
+        norm = _dot(taken, taken).sqrt()
+        return [(_dot(g, taken) / (_dot(g, g).sqrt() * norm)).item() for g in self._gradients]
 
 
-def _cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    def dot(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
-        return torch.stack([(u.double() * v.double()).sum() for u, v in zip(x, y, strict=True)]).sum()
-
-    return (dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()).item()
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Summed in float64, without a copy of either in float64: a gradient is as large as the model."""
+    return torch.stack([(u * v).sum(dtype=torch.float64) for u, v in zip(a, b, strict=True)]).sum()

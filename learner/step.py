@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from learner.batch import MicroBatch, StepBatch
 from learner.model import PolicyModel, TokenOutputs
 from learner.objective.core import Step, TokenLoss, piece_loss
-from learner.objective.statistics import RatioStatistics, ratio_statistics
+from learner.objective.statistics import RatioStatistics, step_statistics
 from learner.objectives import Objectives
 from learner.ranks import ALONE, Ranks
 from learner.shadows import GradientComparison, ShadowOutcome, shadow_outcome
@@ -79,14 +79,15 @@ def prepare(
     outputs, kept = _forward(policy, micro_batches, entropy="entropy" in objectives.needs)
     own = step_tokens(batch, micro_batches, outputs, beyond)
     tokens, mine = ranks.gather(own)
+    token_loss = objectives.trained(tokens)
     return Prepared(
         micro_batches=micro_batches,
         kept=kept,
         own=own,
         mine=mine,
-        token_loss=objectives.trained(tokens),
+        token_loss=token_loss,
         shadows=[shadow(tokens) for shadow in objectives.shadows],
-        statistics=ratio_statistics(tokens.log_ratio, tokens.sequence_of, tokens.sequences),
+        statistics=step_statistics(tokens, token_loss),
     )
 
 
@@ -127,7 +128,7 @@ def take_step(
     loss, norm = prepared.token_loss.loss.item(), math.nan
     skipped = _not_finite(prepared.statistics, loss, rate)
     if not skipped:
-        _backward(policy, prepared, comparison)
+        backward(policy, prepared, comparison)
         ranks.sum_gradients(parameters)
         norm = clip_grad_norm_(parameters, config.max_grad_norm).item()
         skipped = "" if math.isfinite(norm) else f"non-finite gradient (norm {norm})"
@@ -198,11 +199,11 @@ def _forward(
 
 
 def _joined(pieces: Sequence[Tensor], like: Tensor) -> Tensor:
-    """The pieces in one; without any, empty and of that kind."""
-    return torch.cat(list(pieces)) if pieces else like.new_empty(0)
+    """The pieces in one, in the wider of their dtype and that one's: the same on a rank that has no piece."""
+    return torch.cat([like.new_empty(0), *pieces])
 
 
-def _backward(policy: PolicyModel, prepared: Prepared, comparison: GradientComparison | None) -> None:
+def backward(policy: PolicyModel, prepared: Prepared, comparison: GradientComparison | None) -> None:
     """The second phase: accumulates the gradient of this rank's part of the step's loss."""
     start, entropy = prepared.mine.start, prepared.own.entropy is not None
     for m in prepared.micro_batches:

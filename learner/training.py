@@ -27,6 +27,7 @@ from learner.objectives import Objectives
 from learner.patience import Patience
 from learner.provision import Provision
 from learner.publish import Publisher, versions_to_keep
+from learner.recorder import Recorder
 from learner.records import observe_staleness, step_record
 from learner.screening import Rules
 from learner.startup import Begin, config_row
@@ -56,6 +57,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     objectives: Objectives
     provision: Provision
+    recorder: Recorder
     patience: Patience
     heartbeat: Heartbeat
     metrics: LearnerMetrics
@@ -128,6 +130,7 @@ class Training:
         waited = time.monotonic() - self._ready_since
         minibatches = split(batch, learner, self.parts.config.run.seed, self.batches)
         self.parts.provision.begin_batch(minibatches)
+        self.parts.recorder.follow(self.parts.patience("see what to record", self.parts.control.record_bytes))
         for minibatch, number in next_steps(minibatches, learner.passes):
             if not minibatch.ended:
                 self._one_step(minibatch, number, waited)
@@ -154,6 +157,7 @@ class Training:
             beyond=parts.provision.of_pass(minibatch, number),
             drawn_by=drawn_by,
         )
+        parts.recorder.keep(self.step, self.batches, minibatch, number, self.lineage, outcome)
         staleness = batch.staleness(self.lineage.staleness)
         applied = [] if outcome.skipped or not last_pass else [h.group.prompt_index for h in minibatch.held]
         version = self.lineage.latest
@@ -178,7 +182,8 @@ class Training:
             self.record()
             raise TrainingError(
                 f"{self._skipped_in_a_row} steps in a row were skipped, the last one for a {reason}: look at "
-                "dropped.jsonl and at the learning rate; a new start goes on from the newest checkpoint"
+                f"dropped.jsonl, at the learning rate and, with `trustbatch replay {self.parts.config.run.folder} "
+                f"--step {self.step}`, at the groups; a new start goes on from the newest checkpoint"
             )
 
     # -- publish --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from rollout.append import Appender
 from rollout.engines.base import Engine
 from rollout.environments.base import Environment
 from rollout.environments.failure import Failure
+from rollout.experts import expert_answers
 from rollout.parts import Parts
 from rollout.sync import Syncer
 from rollout.turns import Player
@@ -63,9 +64,10 @@ class Generator:
             self._failures_in_row = 0
 
     async def _generate(self, prompt_index: int) -> Group:
-        started = time.time()
+        started, rollout = time.time(), self._parts.config.rollout
         task = await self._environment.draw(prompt_index)
-        trajectories = await self._player.play(task, self._parts.config.rollout.group_size, self._sampling)
+        experts = await expert_answers(self._environment, task, rollout.experts, rollout.sampling.max_tokens)
+        trajectories = await self._player.play(task, rollout.group_size, self._sampling, experts)
         return Group(
             group_id=group_id_for(self._parts.config.run.id, prompt_index),
             prompt_index=prompt_index,
@@ -73,7 +75,7 @@ class Generator:
             prompt_ids=task.prompt_ids,
             trajectories=trajectories,
             server_id=self._parts.server_id,
-            lag=self._parts.config.rollout.lag,
+            lag=rollout.lag,
             started_at=started,
             completed_at=time.time(),
             trace_id=secrets.token_hex(8),

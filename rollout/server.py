@@ -21,6 +21,7 @@ from rollout.engines.base import Engine
 from rollout.environments.base import Environment
 from rollout.environments.loader import load_environment
 from rollout.evaluation import Evaluator
+from rollout.experts import check_experts
 from rollout.factory import build_engine
 from rollout.follow import Follower
 from rollout.generate import Generator
@@ -124,6 +125,7 @@ class RolloutServer:
             tokenizer = await asyncio.to_thread(load_tokenizer, config.model.path)
             sampling = training_sampling(config, stop_token_ids(config.model.path, tokenizer))
             self._environment = await asyncio.to_thread(load_environment, config, tokenizer)
+            await check_experts(self._environment, config.rollout.experts)
         with parts.status.during("start", f"loading {config.rollout.engine.kind}"):
             engine, device = await asyncio.to_thread(build_engine, config, parts.server_id)
             parts.status.on_device(device)

@@ -56,6 +56,15 @@ def stop_token_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(set(ids)))
 
 
+def completion_ids(tokenizer: Any, text: str) -> Int32Array:
+    """Token ids [T] of a completion that says this and ends. Raises ConfigError."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("model.path: the tokenizer has no eos token, so an expert's answer would never end")
+    with _ENCODING:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+    return np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32)
+
+
 def chat_prompt(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], template_arguments: Mapping[str, Any] | None = None
 ) -> Int32Array:

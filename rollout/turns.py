@@ -4,11 +4,13 @@ prompt --generate(n = group_size)--> first turns --+--> act --> Done --> traject
                                                    |     |
                                                    |  Continue: the environment's tokens, and the next turn of
                                                    `-----'      this trajectory alone
+expert's answers ------------------------------------> act --> Done --> trajectory of the same group
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +19,7 @@ from rollout.engines.base import Engine
 from rollout.environments.base import Done, Environment, Task
 from rollout.environments.failure import Failure
 from rollout.environments.transcript import EMPTY
-from shared.types import Completion, SamplingSettings, Trajectory
+from shared.types import Completion, Int32Array, SamplingSettings, Source, Trajectory, VersionSpan
 
 
 class Player:
@@ -28,8 +30,12 @@ class Player:
         self._environment = environment
         self._max_model_len = max_model_len
 
-    async def play(self, task: Task, n: int, sampling: SamplingSettings) -> tuple[Trajectory, ...]:
-        """`n` trajectories of a task; `sampling.max_tokens` bounds each of them, all turns together.
+    async def play(
+        self, task: Task, n: int, sampling: SamplingSettings, experts: Sequence[Int32Array] = ()
+    ) -> tuple[Trajectory, ...]:
+        """`n` trajectories of a task, then those of the experts' answers [T].
+
+        `sampling.max_tokens` bounds each of them, all turns together.
 
         Raises:
             EnvironmentFailure: the environment failed, or the engine gave what cannot be trained on.
@@ -42,8 +48,11 @@ class Player:
                 f"a prompt of {len(task.prompt_ids)} tokens and rollout.sampling.max_tokens {sampling.max_tokens} "
                 f"exceed the engine's {self._max_model_len} tokens",
             )
-        completions = await self._engine.generate(task.prompt_ids, n, sampling)
-        playing = [asyncio.ensure_future(self._finish(task, _checked(c), sampling)) for c in completions]
+        completions = [_checked(c) for c in await self._engine.generate(task.prompt_ids, n, sampling)]
+        served = completions[0].versions[0].policy_version
+        trajectories = [self._finish(task, completion, sampling) for completion in completions]
+        trajectories += [self._score(task, _said(answer, served), sampling) for answer in experts]
+        playing = [asyncio.ensure_future(trajectory) for trajectory in trajectories]
         try:
             return tuple(await asyncio.gather(*playing))
         finally:
@@ -66,6 +75,20 @@ class Player:
             context = np.concatenate((task.prompt_ids, transcript.token_ids))
             [turn] = await self._engine.generate(context, 1, replace(sampling, max_tokens=room))
             transcript = transcript.with_completion(_checked(turn))
+
+    async def _score(self, task: Task, answer: Completion, sampling: SamplingSettings) -> Trajectory:
+        """The trajectory of an expert's answer."""
+        transcript = EMPTY.with_completion(answer, Source.EXPERT)
+        verdict = await self._environment.act(task, transcript)
+        if not isinstance(verdict, Done):
+            raise Failure("answer", f"{self._environment.name}: Continue after an expert's whole answer; say Done")
+        return transcript.finish(verdict.reward, verdict.rewards, sampling)
+
+
+def _said(answer: Int32Array, served: int) -> Completion:
+    """An expert's answer beside what this version draws, which gives it no log-probs."""
+    length = len(answer)
+    return Completion(answer, np.zeros(length, np.float32), (VersionSpan(served, 0, length),), "stop")
 
 
 def _checked(completion: Completion) -> Completion:

@@ -17,7 +17,7 @@ from shared.errors import FencedError
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
 
-HISTORY_ROWS = 20_000
+HISTORY_ROWS = 5_000  # about 2 KB each; the run folder has them all
 EVENT_ROWS = 5_000
 LEARNER = "learner"
 
@@ -158,6 +158,17 @@ class ControlState:
         """True while the operator wants the run to stand still."""
         with translated():
             return bool(self._client.hget(self._keys.desired, "paused") == b"1")
+
+    def set_record_bytes(self, max_bytes: int) -> None:
+        """Asks the learner to keep at most this many bytes of recorded steps, from its next batch on; 0: none more."""
+        with translated():
+            self._client.hset(self._keys.desired, "record_bytes", max_bytes)
+
+    def record_bytes(self) -> int | None:
+        """The bound that the operator wants for recorded steps; None: as configured, also where it is no number."""
+        with translated():
+            value = self._client.hget(self._keys.desired, "record_bytes")
+        return int(value) if value is not None and value.isdigit() else None
 
     # -- evaluation -----------------------------------------------------------------------------
     def request_evaluation(self, policy_version: int) -> None:

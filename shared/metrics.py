@@ -6,8 +6,10 @@ function that sets it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from threading import Thread
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -26,6 +28,14 @@ class LearnerMetrics:
         self.steps = Counter("trustbatch_steps", "Optimizer steps taken.", registry=r)
         self.step_gauges = {
             name: Gauge(f"trustbatch_{metric}", text, registry=r) for name, (metric, text) in _STEP_GAUGES.items()
+        }
+        self.staleness_gauges = {
+            name: Gauge(f"trustbatch_staleness_{name}", f"{text} Of each staleness bucket.", ["versions"], registry=r)
+            for name, text in _STALENESS_GAUGES.items()
+        }
+        self.shadow_gauges = {
+            name: Gauge(f"trustbatch_shadow_{name}", f"{text} Of a shadow objective.", ["objective"], registry=r)
+            for name, text in _SHADOW_GAUGES.items()
         }
         self.staleness = Histogram(
             "trustbatch_staleness_versions",
@@ -58,6 +68,12 @@ class LearnerMetrics:
             value = getattr(record, name)
             if value is not None:
                 gauge.set(value)
+        for gauge in self.staleness_gauges.values():
+            gauge.clear()  # a bucket without tokens has no ESS
+        for versions, part in record.by_staleness.items():
+            _set(self.staleness_gauges, versions, part)
+        for shadow in record.shadows:
+            _set(self.shadow_gauges, shadow["objective"], shadow)
         if not record.skipped:
             self.steps.inc()
             self.tokens_trained.inc(record.tokens)
@@ -68,6 +84,26 @@ class LearnerMetrics:
             self.publish_seconds.observe(record.publish_s)
 
 
+def _set(gauges: Mapping[str, Gauge], label: str, values: Mapping[str, Any]) -> None:
+    for name, gauge in gauges.items():
+        if values[name] is not None:
+            gauge.labels(label).set(values[name])
+
+
+_STALENESS_GAUGES: dict[str, str] = {
+    "token_ess": "Normalized effective sample size over tokens.",
+    "sequence_ess": "The same over completions, by their oldest token.",
+    "capped_share": "Share of tokens that the objective capped, clipped or masked.",
+    "tokens": "Trained tokens.",
+}
+_SHADOW_GAUGES: dict[str, str] = {
+    "loss": "Loss.",
+    "cut_share": "Share of tokens clipped, capped or masked.",
+    "zero_weight_share": "Share of tokens without a score term.",
+    "weight_ess": "Normalized effective sample size of the tokens' weights.",
+    "step_factor": "Factor of the learning rate.",
+    "cosine": "Cosine between its gradient and the one taken, at the last comparison.",
+}
 _STEP_GAUGES: dict[str, tuple[str, str]] = {
     "step": ("step", "Optimizer steps in this lineage."),
     "reward_mean": ("reward_mean", "Mean reward of the step's trajectories."),
@@ -76,11 +112,22 @@ _STEP_GAUGES: dict[str, tuple[str, str]] = {
     "truncated_share": ("truncated_share", "Share of completions cut by max_tokens."),
     "token_ess": ("token_ess", "Normalized effective sample size over the step's tokens, in [1/n, 1]."),
     "sequence_ess": ("sequence_ess", "The same over completions, each with the ratio of the whole completion."),
-    "ratio_max": ("ratio_max", "Largest policy / behavior ratio of a token."),
+    "log1m_token_ess": ("log1m_token_ess", "log(1 - token_ess): moves while token_ess still reads 1.00."),
+    "chi2": ("chi2", "1 / token_ess - 1, estimate of chi2(policy || behavior)."),
     "ratio_min": ("ratio_min", "Smallest policy / behavior ratio of a token."),
+    "ratio_p1": ("ratio_p1", "Ratio that 1 % of the tokens are below."),
+    "ratio_p50": ("ratio_p50", "Median ratio of the tokens."),
+    "ratio_p99": ("ratio_p99", "Ratio that 1 % of the tokens are above."),
+    "ratio_max": ("ratio_max", "Largest policy / behavior ratio of a token."),
     "log_ratio_abs_max": ("log_ratio_abs_max_nats", "Largest |log ratio| of a token, nats."),
-    "kl": ("kl_nats", "Estimate of KL(policy || behavior) per token, nats."),
-    "capped_share": ("capped_share", "Share of tokens whose ratio is at or above the ESS cap."),
+    "largest_weight_share": ("largest_weight_share", "Largest ratio of a token / sum of all."),
+    "top_1_percent_mass": ("top_1_percent_mass", "Sum of the largest hundredth of the ratios / sum of all."),
+    "kl": ("kl_nats", "Unbiased estimate of KL(policy || behavior) per token, nats."),
+    "k1": ("k1_nats", "Mean of -log_ratio per token, nats."),
+    "k2": ("k2_nats", "Mean of log_ratio^2 / 2 per token, nats."),
+    "k3": ("k3_nats", "Mean of log_ratio + 1/ratio - 1 per token, nats."),
+    "capped_share": ("capped_share", "Share of tokens that the objective capped, clipped or masked."),
+    "zero_weight_share": ("zero_weight_share", "Share of tokens without a score term."),
     "staleness_mean": ("staleness_mean_versions", "Mean staleness of the step's tokens, versions."),
     "staleness_max": ("staleness_max_versions", "Largest staleness of the step's tokens, versions."),
     "floor_max_nats": ("numerics_floor_max_nats", "Largest |log ratio| at staleness 0, before the update, nats."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class StepRecord:
     at: float  # unix seconds
     groups: int
     prompt_indices: list[int]  # of the groups whose last pass this step was: the lineage's record
-    trajectories: int
+    trajectories: int  # the policy's own; an expert's have no part in the next four
     tokens: int  # trained
     reward_mean: float  # over trajectories
     signal_share: float  # share of groups with unequal rewards
@@ -22,11 +23,22 @@ class StepRecord:
     truncated_share: float  # completions cut by max_tokens
     token_ess: float  # over tokens, in [1/n, 1]
     sequence_ess: float  # over completions, each with its whole ratio
-    ratio_max: float
+    log1m_token_ess: float  # log(1 - token_ess): still says something where token_ess reads 1.00
+    chi2: float  # 1/token_ess - 1, estimate of chi2(policy || behavior)
     ratio_min: float
+    ratio_p1: float
+    ratio_p50: float
+    ratio_p99: float
+    ratio_max: float
     log_ratio_abs_max: float  # nats
-    kl: float  # nats, estimate of KL(policy || behavior)
-    capped_share: float  # tokens whose ratio is at or above the cap
+    largest_weight_share: float  # largest ratio / sum of all
+    top_1_percent_mass: float  # sum of the largest hundredth of the ratios / sum of all
+    kl: float  # nats, unbiased estimate of KL(policy || behavior)
+    k1: float  # nats, mean of -log_ratio
+    k2: float  # nats, mean of log_ratio^2 / 2
+    k3: float  # nats, mean of log_ratio + 1/ratio - 1
+    capped_share: float  # tokens that the objective capped, clipped or masked
+    zero_weight_share: float  # tokens without a score term
     staleness_mean: float  # versions
     staleness_max: int  # versions
     floor_max_nats: float | None  # largest |policy - behavior| on staleness-0 tokens before the update; None if none
@@ -37,6 +49,11 @@ class StepRecord:
     wait_s: float  # waited for groups
     compute_s: float  # forward, backward, optimizer
     publish_s: float
+    by_staleness: dict[
+        str, dict[str, float]
+    ]  # the ratios' statistics of each bucket of versions: 0, 1, 2, 3-4, 5-8 ...
+    by_environment: dict[str, dict[str, float]]  # the same of each environment
+    shadows: list[dict[str, Any]]  # what other objectives would have done with the step
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,11 @@ class Trajectory:
         """T, the tokens after the prompt."""
         return len(self.token_ids)
 
+    @property
+    def by_expert(self) -> bool:
+        """True if an expert, not the policy, wrote what is trained of it."""
+        return bool((self.source[self.loss_mask] == Source.EXPERT).any())
+
     def token_versions(self) -> npt.NDArray[np.int64]:
         """The policy_version of every token, [T]."""
         out = np.empty(self.length, dtype=np.int64)
@@ -99,13 +104,13 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The G completions of one prompt: the unit of delivery, carried whole."""
+    """The G completions of one prompt, and an expert's where asked for: the unit of delivery, carried whole."""
 
     group_id: str  # deterministic: the same prompt index of the same run always has the same id
     prompt_index: int
     environment: str
     prompt_ids: Int32Array  # [P]
-    trajectories: tuple[Trajectory, ...]  # G of them
+    trajectories: tuple[Trajectory, ...]  # G of the policy, then those of an expert
     server_id: str
     lag: int  # versions, what the server was asked to serve behind the latest
     started_at: float  # unix seconds: generation began
@@ -114,9 +119,14 @@ class Group:
     extensions: dict[str, bytes] = field(default_factory=dict)  # routing replay, images, ...
 
     @property
+    def own(self) -> tuple[Trajectory, ...]:
+        """The policy's own completions: rewards, lengths and advantages of a group are of these alone."""
+        return tuple(t for t in self.trajectories if not t.by_expert)
+
+    @property
     def group_size(self) -> int:
-        """G, the number of completions."""
-        return len(self.trajectories)
+        """G, the number of own completions."""
+        return len(self.own)
 
 
 def group_id_for(run_id: str, prompt_index: int) -> str:

@@ -29,6 +29,18 @@ def trajectory(length: int = 5, version: int = 0, reward: float = 0.0, seed: int
     )
 
 
+def expert(length: int = 4, version: int = 0, reward: float = 1.0, seed: int = 0) -> Trajectory:
+    """An expert's answer of `length` tokens, beside completions of that version."""
+    source, logprobs = np.full(length, Source.EXPERT, dtype=np.uint8), np.zeros(length, dtype=np.float32)
+    return trajectory(length, version, reward, seed, source=source, behavior_logprobs=logprobs)
+
+
+def with_experts(group: Group, count: int, version: int = 0) -> Group:
+    """The same group with answers of an expert after its own completions."""
+    answers = tuple(expert(2 + i, version, reward=5.0 + i, seed=900 + i) for i in range(count))
+    return replace(group, trajectories=(*group.trajectories, *answers))
+
+
 def group(index: int = 0, run_id: str = "run", size: int = 4, version: int = 0, **changes: Any) -> Group:
     """A group of `size` completions of different lengths and rewards."""
     return replace(

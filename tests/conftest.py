@@ -11,12 +11,16 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 
 from shared.config import Config, load_config
 from shared.keys import Keys
 from shared.redis_client import Client, connect
+
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 
 def redis_binary() -> str:

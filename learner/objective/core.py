@@ -12,6 +12,7 @@ another objective would have done on the same tokens costs no pass of its own.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -20,6 +21,9 @@ import torch
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+OF_COMPLETIONS = ("group_of", "rewards")
+"""The fields of a step that are [B]; the others are [n]."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,21 @@ class Step:
     def log_ratio(self) -> Tensor:
         """Policy - behavior, [n], nats."""
         return self.policy_logprobs - self.behavior_logprobs
+
+    def drawn(self) -> Step:
+        """Without what an expert wrote: its tokens were drawn from no policy, so they have no ratio."""
+        if self.expert is None:
+            return self
+        token = ~self.expert
+        by_expert = torch.zeros(self.sequences, dtype=torch.bool, device=token.device)
+        completion = ~by_expert.index_fill(0, self.sequence_of[self.expert], True)
+        kept = {
+            name: values[completion if name in OF_COMPLETIONS else token]
+            for name, values in vars(self).items()
+            if values is not None
+        }
+        number = completion.cumsum(0) - 1
+        return dataclasses.replace(self, **kept | {"sequence_of": number[kept["sequence_of"]]})
 
     @property
     def tokens_of(self) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learner.objective.core import Step, TokenLoss, piece_loss
 from learner.objective.registry import build
-from learner.objective.statistics import RatioStatistics, ratio_statistics
+from learner.objective.statistics import RatioStatistics, step_statistics
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def evaluate(
         replayed=flat(replayed),
     )
     token_loss = objective(step)
-    statistics = ratio_statistics(step.log_ratio, sequence_of, batch)
+    statistics = step_statistics(step, token_loss)
     trained_entropy = None if entropy is None else entropy[loss_mask]
     loss = piece_loss(token_loss, slice(None), trained, trained_entropy)
     return Evaluation(loss, statistics.token_ess, statistics.sequence_ess, statistics, token_loss)

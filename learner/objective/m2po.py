@@ -5,7 +5,8 @@
            mean of log_ratio_t^2 over its others <= second_moment;      M_t = 1 for every other token
     loss = -(1/n) sum_t M_t ratio_t A_t
 
-over all n tokens, left out or not; the gradient goes through the ratio, M carries none.
+over all n tokens, left out or not; the gradient goes through the ratio, M carries none. Of equal ones the later in
+the step goes first.
 
 Source: Zheng et al., "Prosperity before Collapse: How Far Can Off-Policy RL Reach with Stale Data on LLMs?",
 arXiv 2510.01161, algorithm 1 and its objective; threshold .04. The public code turns the mask into clip bounds, from a

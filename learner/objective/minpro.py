@@ -2,12 +2,13 @@
 
     r_t  = exp(policy_logprobs_t - behavior_logprobs_t)
     m_t  = min of r_u over the tokens u of the same completion before t; 1 for the first
-    loss = - (1/n) sum_t sg(min(m_t r_t, cap)) A_t policy_logprobs_t
+    loss = - (1/n) sum_t sg(clip(m_t r_t, 1 - eps_low, 1 + eps_high)) A_t policy_logprobs_t
 
-Source: "A Step Back: Prefix Importance Ratio Stabilizes Policy Optimization", arXiv 2601.22718, for m_t r_t as the
-stand-in for the prefix ratio (its abstract, and public descriptions of the method). Unconfirmed: the paper's full
-objective could not be read. The stopped weight, the cap and the mean over tokens are CISPO's, with which it compares;
-one public description puts m_t r_t in the place of r_t in GRPO's clipped surrogate.
+Source: Lei, Cheng, Tao, "A Step Back: Prefix Importance Ratio Stabilizes Policy Optimization", arXiv 2601.22718, its
+objective: CISPO's stopped and clipped weight, with m_t r_t in the place of the token's ratio. The paper's own text
+could not be read; the equation is that of a public survey which writes it out. Its eps were not found: the defaults
+are CISPO's here, no lower bound (one would lift again what the prefix has lowered) and a weight of at most 5.
+Deviation: the equation divides by the tokens of each prompt's group, here the step's tokens are averaged.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ from learner.objective.surrogates import finite_or_nan, weighted_score
 def minpro(
     step: Step,
     *,
-    cap: Annotated[float, Bounds(0, exclusive=True)] = 5.0,
+    eps_low: Annotated[float, Bounds(0, 1)] = 1.0,
+    eps_high: Annotated[float, Bounds(0)] = 4.0,
     aggregation: Aggregation = "token_mean",
 ) -> TokenLoss:
     """The MinPRO loss of a step.
 
     Args:
         step: the step's tokens, n of them in B completions.
-        cap: the largest weight of a token.
+        eps_low: the smallest weight of a token is 1 - eps_low.
+        eps_high: the largest weight of a token is 1 + eps_high.
         aggregation: see `learner.objective.aggregation`.
 
     Raises:
@@ -42,8 +45,9 @@ def minpro(
     """
     log_ratio = finite_or_nan(step.log_ratio)
     log_weight = log_ratio + least_before(log_ratio, step.sequence_of)
-    weight = log_weight.clamp(max=math.log(cap)).exp()
-    return weighted_score(step, weight, log_weight > math.log(cap), token_weights(step, aggregation))
+    weight = log_weight.clamp(max=math.log1p(eps_high)).exp()
+    cut = (log_weight > math.log1p(eps_high)) | (weight < 1 - eps_low)
+    return weighted_score(step, weight.clamp(min=1 - eps_low), cut, token_weights(step, aggregation))
 
 
 def least_before(values: Tensor, sequence_of: Tensor) -> Tensor:

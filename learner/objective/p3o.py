@@ -22,7 +22,7 @@ from torch import Tensor
 
 from learner.objective.aggregation import token_mean
 from learner.objective.core import Step, TokenLoss, needs
-from learner.objective.ess import sequence_log_ratios, weight_sums
+from learner.objective.ess import segment_weight_sums, sequence_log_ratios, weight_sums
 from learner.objective.kl import KlEstimator, kl_value_and_slope
 
 EssScope = Literal["step", "micro_batch", "completion"]
@@ -92,8 +92,5 @@ def scale_of(step: Step, scale: StepScale) -> Tensor | float:
 
 def _ess_by(log_ratio: Tensor, part_of: Tensor) -> Tensor:
     """The ESS of each token's own part, [n], float64."""
-    out = torch.empty_like(log_ratio, dtype=torch.float64)
-    for part in part_of.unique():
-        mine = part_of == part
-        out[mine] = weight_sums(log_ratio[mine]).ess
-    return out
+    parts = int(part_of.max()) + 1 if len(part_of) else 0
+    return segment_weight_sums(log_ratio, part_of, parts).ess[part_of]

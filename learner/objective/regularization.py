@@ -4,8 +4,8 @@
 
 entropy_t is that of the whole distribution that token t was drawn from, under the policy and at the temperature of
 sampling, so its gradient is exact. KL_t is estimated from the token itself, which the behavior policy drew:
-`learner.objective.kl.kl_to`. Both are means over the n trained tokens, whatever the objective's own aggregation, and
-both are off unless asked for.
+`learner.objective.kl.kl_to`; for a token that an expert wrote it is 0. Both are means over the n trained tokens,
+whatever the objective's own aggregation, and both are off unless asked for.
 
 Source: entropy bonus: Williams and Peng, "Function optimization using connectionist reinforcement learning
 algorithms", 1991; pull to a reference as a term of the loss: DeepSeekMath, arXiv 2402.03300, eq. 3 and 4 (which uses
@@ -56,6 +56,8 @@ def regularized(
         assert step.ref_logprobs is not None, "declared as needed"
         d = step.policy_logprobs - step.ref_logprobs
         kl, slope = kl_to(step.log_ratio, d, ref_kl_estimator)
+        if step.expert is not None:
+            kl, slope = torch.where(step.expert, 0.0, kl), torch.where(step.expert, 0.0, slope)
         token_loss = dataclasses.replace(
             token_loss,
             value=token_loss.value + ref_kl_weight * mean * kl,

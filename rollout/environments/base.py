@@ -13,8 +13,11 @@ from __future__ import annotations
 import asyncio
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from rollout.environments.failure import Failure
 from rollout.environments.threads import Threads
@@ -81,6 +84,13 @@ class Environment(ABC):
         Must not block the event loop; see `SingleTurn` for synchronous code.
         """
 
+    def experts(self, task: Task) -> Sequence[Int32Array]:
+        """An expert's whole answers, each as a completion [T], end token included; none unless you define it.
+
+        Runs in a thread. An answer is one turn, scored like the policy's own: `step` must say Done on it.
+        """
+        return ()
+
     async def act(self, task: Task, transcript: Transcript) -> Continue | Done:
         """`step` by its deadline, its failures translated. Raises EnvironmentFailure."""
         try:
@@ -100,6 +110,10 @@ class Environment(ABC):
     async def draw_heldout(self, index: int) -> Task:
         """`heldout`, likewise."""
         return await self.threads.run(lambda: self.heldout(index))
+
+    async def draw_experts(self, task: Task) -> list[Int32Array]:
+        """`experts`, likewise."""
+        return await self.threads.run(lambda: [np.asarray(ids, dtype=np.int32) for ids in self.experts(task)])
 
     async def close(self) -> None:
         """Ends the threads; one that hangs is left behind and does not keep the process."""

@@ -7,10 +7,11 @@ from typing import Any
 
 from rollout.environments.base import Done, Setup, SingleTurn, Task
 from rollout.environments.questions import Question, Questions
-from rollout.tokens import chat_prompt
+from rollout.tokens import chat_prompt, completion_ids
 from shared.types import Int32Array
 
 END_OF_THOUGHT = "</think>"
+ANSWER_TAG = "<answer>"
 
 
 class ReasoningGym(SingleTurn):
@@ -44,6 +45,14 @@ class ReasoningGym(SingleTurn):
         text = self.setup.tokenizer.decode(completion_ids.tolist(), skip_special_tokens=True)
         reward = self._questions.score(final_answer(text), task.data)
         return Done(reward, {self._dataset: reward})
+
+    def experts(self, task: Task) -> list[Int32Array]:
+        """The item's own solution, if it names one, in the form that the system prompt asks for."""
+        solution = task.data.answer
+        if solution is None:
+            return []
+        text = f"<answer>{solution}</answer>" if ANSWER_TAG in self._system_prompt else solution
+        return [completion_ids(self.setup.tokenizer, text)]
 
     def _to_task(self, question: Question) -> Task:
         messages = conversation(question, self._system_prompt)

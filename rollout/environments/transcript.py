@@ -29,21 +29,21 @@ class Transcript:
     source: UInt8Array  # [T], values of Source
     versions: tuple[VersionSpan, ...]  # cover [0, T) without gap
     finish_reason: FinishReason  # of the policy's last turn; 'length': the token budget is spent
-    turns: tuple[slice, ...]  # the policy's turns
+    turns: tuple[slice, ...]  # of the policy, or of the expert in its place
 
     @property
     def last_turn(self) -> Int32Array:
-        """The tokens that the policy said last."""
+        """The tokens that the policy, or the expert, said last."""
         return self.token_ids[self.turns[-1]] if self.turns else self.token_ids
 
-    def with_completion(self, completion: Completion) -> Transcript:
-        """The policy has said something."""
+    def with_completion(self, completion: Completion, source: Source = Source.POLICY) -> Transcript:
+        """The policy has said something, or an expert in its place."""
         start, added = len(self.token_ids), len(completion.token_ids)
         spans = tuple(VersionSpan(s.policy_version, s.start + start, s.end + start) for s in completion.versions)
         return Transcript(
             token_ids=np.concatenate((self.token_ids, completion.token_ids)).astype(np.int32, copy=False),
             behavior_logprobs=np.concatenate((self.behavior_logprobs, completion.behavior_logprobs)),
-            source=np.concatenate((self.source, np.full(added, Source.POLICY, np.uint8))),
+            source=np.concatenate((self.source, np.full(added, source, np.uint8))),
             versions=_joined(self.versions + spans),
             finish_reason=completion.finish_reason,
             turns=(*self.turns, slice(start, start + added)),
@@ -62,8 +62,8 @@ class Transcript:
         )
 
     def finish(self, reward: float, rewards: dict[str, float], sampling: SamplingSettings) -> Trajectory:
-        """The trajectory with its reward; the policy's own tokens are the trained ones."""
-        loss_mask: BoolArray = self.source == Source.POLICY
+        """The trajectory with its reward; all but the environment's tokens are trained."""
+        loss_mask: BoolArray = self.source != Source.ENVIRONMENT
         return Trajectory(
             token_ids=self.token_ids,
             behavior_logprobs=self.behavior_logprobs,

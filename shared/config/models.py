@@ -252,6 +252,9 @@ class LearnerConfig(Section):
     """Frozen reference model, a folder or a hub name, for objectives that need one. Empty: the starting model."""
     advantage: Literal["group_std", "group_mean", "leave_one_out"] = "group_std"
     """Reward baseline and scale within a group."""
+    overlong_buffer: int = Field(0, ge=0, le=131_072)
+    """DAPO's soft punishment: over the last so many tokens before max_tokens a completion's reward falls by up to 1.
+    0: none."""
     groups_per_batch: int = Field(32, ge=1, le=65_536)
     minibatches: int = Field(1, ge=1, le=1024)
     """Optimizer steps that one pass over a batch is cut into."""
@@ -279,6 +282,10 @@ class LearnerConfig(Section):
     """Published versions kept beyond those that a lag still needs."""
     max_nonfinite_steps: int = Field(3, ge=1, le=1000)
     """Skipped non-finite steps in a row that end the run."""
+    record_bytes: ByteSize = Field(ByteSize(64 * 2**20), ge=0)
+    """Flight recorder: bytes of optimizer steps kept in the run folder, newest first; 0: none."""
+    record_every: int = Field(1, ge=1)
+    """Optimizer steps between two that are recorded; a skipped one always is."""
     idle_deadline_s: Seconds = 600.0
     """Longest wait for a group before the run ends with the reason."""
     shuffle_rewards: bool = False
@@ -353,7 +360,12 @@ class Config(Section):
     def _combinations(self) -> Config:
         problems = list(
             chain(
-                _steps(self.learner), _versions(self), _memory(self), _drawing(self.rollout, self.learner), _tiny(self)
+                _steps(self.learner),
+                _versions(self),
+                _memory(self),
+                _drawing(self.rollout, self.learner),
+                _tiny(self),
+                _overlong(self),
             )
         )
         if problems:
@@ -411,6 +423,12 @@ def _drawing(rollout: RolloutConfig, learner: LearnerConfig) -> Iterator[str]:
             f"rollout.group_size is 1; it must be at least 2, because learner.advantage {learner.advantage} compares "
             "the completions of a group with each other"
         )
+
+
+def _overlong(config: Config) -> Iterator[str]:
+    buffer, longest = config.learner.overlong_buffer, config.rollout.sampling.max_tokens
+    if buffer > longest:
+        yield f"learner.overlong_buffer is {buffer}; it must be at most rollout.sampling.max_tokens ({longest})"
 
 
 def _tiny(config: Config) -> Iterator[str]:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.batch import StepBatch, batch_rewards, build_step, cut
+from learner.batch import NO_VERSION, StepBatch, batch_rewards, build_step, cut
 from shared.types import Group, SamplingSettings, VersionSpan
 from tests import builders
 
@@ -79,3 +79,35 @@ def test_shuffled_rewards_keep_the_multiset_and_follow_the_seed() -> None:
     assert shuffled.tolist() == np.concatenate(batch_rewards(groups, (0, 3))).tolist()
     assert shuffled.tolist() != np.concatenate(batch_rewards(groups, (0, 4))).tolist()
     assert [len(r) for r in batch_rewards(groups, (0, 3))] == [4] * 16
+
+
+def test_an_expert_has_no_part_in_what_its_group_says_of_the_policy() -> None:
+    groups = [builders.group(0), builders.group(1, trajectories=tuple(builders.trajectory() for _ in range(4)))]
+    plain, batch = step_of(groups), step_of([builders.with_experts(group, 2, version=3) for group in groups])
+    assert batch.own.tolist() == [True] * 4 + [False] * 2 + [True] * 4 + [False] * 2
+    assert batch.group_of.tolist() == [0] * 6 + [1] * 6
+    assert batch.rewards[batch.own].tolist() == plain.rewards.tolist()
+    assert batch.rewards[~batch.own].tolist() == [5.0, 6.0] * 2
+    assert batch.signal_share == plain.signal_share == 0.5
+    advantages = torch.cat([m.advantages for m in batch.micro_batches])
+    assert advantages[batch.expert].tolist() == [0.0] * 10
+    assert sorted(advantages[~batch.expert].tolist()) == sorted(plain.micro_batches[0].advantages.tolist())
+
+
+def test_an_expert_s_tokens_are_told_from_the_policy_s_in_the_order_of_the_micro_batches() -> None:
+    group = builders.with_experts(builders.group(0), 2, version=3)
+    batch = step_of([group], micro_batch_tokens=20)
+    assert len(batch.micro_batches) > 2
+    sequence_of = torch.cat([m.sequence_of for m in batch.micro_batches])
+    assert batch.expert.tolist() == [i in {4, 5} for i in sequence_of.tolist()]
+    assert batch.trained_tokens == len(batch.expert) == 3 + 4 + 5 + 6 + 2 + 3
+    assert (batch.versions[batch.expert.numpy()] == NO_VERSION).all()
+    assert batch.staleness(lambda version: 7 - version).tolist() == [7] * 18, "an expert's tokens have none"
+
+
+def test_shuffling_rewards_leaves_an_expert_its_own() -> None:
+    groups = [builders.with_experts(builders.group(i), 1) for i in range(16)]
+    shuffled = batch_rewards(groups, (0, 3))
+    assert [rewards[4] for rewards in shuffled] == [5.0] * 16
+    own = [rewards[:4] for rewards in batch_rewards([builders.group(i) for i in range(16)], (0, 3))]
+    assert np.concatenate([rewards[:4] for rewards in shuffled]).tolist() == np.concatenate(own).tolist()

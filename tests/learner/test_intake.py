@@ -52,7 +52,7 @@ BAD: dict[str, tuple[Change, str, str]] = {
     "unknown token": (lambda t: first_token(t, 10**6), "bad_tokens", "token_ids"),
     "negative token": (lambda t: first_token(t, -1), "bad_tokens", "token_ids"),
     "aborted": (lambda t: replace(t, finish_reason="abort"), "incomplete", "aborted"),
-    "expert": (lambda t: replace(t, source=np.full(3, Source.EXPERT, dtype=np.uint8)), "bad_source", "policy"),
+    "not drawn": (lambda t: replace(t, source=np.full(3, Source.ENVIRONMENT, np.uint8)), "bad_source", "environment"),
 }
 
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import learner.model
-from learner.batch import batch_rewards, build_step
-from learner.model import PolicyModel, choose_device
+from learner.batch import MicroBatch, batch_rewards, build_step
+from learner.model import PolicyModel, TokenOutputs, choose_device
 from shared.errors import ConfigError
-from shared.types import SamplingSettings
+from shared.types import Group, SamplingSettings
 from tests import builders
 
 
@@ -23,11 +23,15 @@ def load(folder: Path) -> PolicyModel:
     return PolicyModel.load(str(folder), "float32", torch.device("cpu"))
 
 
-def test_log_probs_are_those_of_the_whole_model_at_the_behaviors_temperature(tiny_folder: Path) -> None:
-    group = builders.group(0)
+def of_two_temperatures() -> tuple[Group, MicroBatch]:
     cold = [builders.trajectory(4, seed=i, sampling=SamplingSettings(temperature=0.5)) for i in range(2)]
-    group = builders.group(0, trajectories=(*group.trajectories, *cold))
+    group = builders.group(0, trajectories=(*builders.group(0).trajectories, *cold))
     [m] = build_step([group], batch_rewards([group]), "group_std", 10_000).micro_batches
+    return group, m
+
+
+def test_log_probs_are_those_of_the_whole_model_at_the_behaviors_temperature(tiny_folder: Path) -> None:
+    group, m = of_two_temperatures()
     found = load(tiny_folder).logprobs(m).detach()
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     for i, t in enumerate(group.trajectories):
@@ -55,6 +59,56 @@ def test_a_large_vocabulary_goes_through_the_head_in_pieces_with_the_same_gradie
     whole, pieces = gradients
     assert torch.allclose(whole, pieces, rtol=1e-10, atol=1e-12)
     assert whole.norm() > 0
+
+
+@pytest.mark.parametrize("tokens_at_once", [10_000, 5, 1])
+def test_the_entropy_is_that_of_the_whole_distribution_and_so_is_its_gradient(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, tokens_at_once: int
+) -> None:
+    policy, (_, m) = load(tiny_folder), of_two_temperatures()
+    policy.module.double()
+    monkeypatch.setattr(learner.model, "HEAD_ELEMENTS", tokens_at_once * policy.vocab_size)
+    weight = torch.linspace(-1, 1, m.trained_tokens, dtype=torch.float64)
+
+    logits = policy.module(m.input_ids).logits[m.rows, m.columns - 1] / m.temperature[:, None]
+    log_p = torch.log_softmax(logits, -1)
+    sampled = log_p.gather(1, m.input_ids[m.rows, m.columns][:, None])[:, 0]
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    parameters = list(policy.named_parameters().values())
+    expected = torch.autograd.grad((weight * entropy).sum() + sampled.square().sum(), parameters)
+
+    found = policy.outputs(m, entropy=True)
+    assert found.entropy is not None
+    torch.testing.assert_close(found.logprobs, sampled, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.entropy, entropy, rtol=1e-10, atol=1e-12)
+    gradients = torch.autograd.grad((weight * found.entropy).sum() + found.logprobs.square().sum(), parameters)
+    for gradient, of in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, of, rtol=1e-9, atol=1e-11)
+
+
+def kept_for_backward(policy: PolicyModel, m: MicroBatch, *, entropy: bool) -> tuple[TokenOutputs, int]:
+    """The outputs, and how many numbers their graph holds."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = policy.outputs(m, entropy=entropy)
+    return outputs, sum(kept.values())
+
+
+def test_entropy_that_is_not_asked_for_costs_nothing(tiny_folder: Path) -> None:
+    policy, (_, m) = load(tiny_folder), of_two_temperatures()
+    without, kept = kept_for_backward(policy, m, entropy=False)
+    with_entropy, kept_with = kept_for_backward(policy, m, entropy=True)
+    assert without.entropy is None
+    assert torch.equal(without.logprobs, with_entropy.logprobs)
+    columns = without.logprobs._base
+    assert columns is not None
+    assert columns.shape == (m.trained_tokens, 1)
+    assert kept_with - kept >= m.trained_tokens * policy.vocab_size, "it would show"
 
 
 def test_the_probe_answers_as_the_whole_model_does(tiny_folder: Path) -> None:

@@ -43,7 +43,7 @@ def uninterrupted(world: World, groups: Sequence[Group]) -> torch.Tensor:
     policy = PolicyModel.load(world.config.model.path, "float32", torch.device("cpu"))
     optimizer = make_optimizer(policy, learner)
     for step in range(BATCHES):
-        held = [Held("", group) for group in groups[4 * step : 4 * step + 4]]
+        held = [Held("", group, b"") for group in groups[4 * step : 4 * step + 4]]
         for minibatch in split(held, learner, world.config.run.seed, step):
             take_step(policy, optimizer, minibatch.step_batch, objectives_of(learner), learner, step + 1)
     return torch.cat([p.detach().flatten() for p in policy.named_parameters().values()])

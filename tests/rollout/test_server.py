@@ -14,6 +14,7 @@ import torch
 
 from rollout.engines.transformers import TransformersEngine
 from rollout.server import _first_of
+from shared.codec import encode_group
 from shared.config import Config
 from shared.config.models import SamplingConfig
 from shared.errors import ConfigError, DeadlineError, EngineError, EnvironmentFailure, StoreError, UnprovenVersionError
@@ -21,7 +22,7 @@ from shared.store import Probe
 from shared.stream import backlog
 from shared.types import Float32Array, Group, Int32Array, Source
 from tests.conftest import RedisServer
-from tests.rollout.models import PROBE, logprobs_of, probe_of
+from tests.rollout.models import PROBE, byte_tokenizer, logprobs_of, probe_of
 from tests.rollout.run import Run, parts_of, serving, small, until
 from tests.rollout.worlds import HELDOUT, Hanging
 
@@ -52,6 +53,42 @@ async def test_groups_arrive_whole_and_tell_the_truth(config: Config, tiny_model
             whole = [*group.prompt_ids.tolist(), *t.token_ids.tolist()]
             expected = logprobs_of(run.model, whole)[len(group.prompt_ids) - 1 :]
             np.testing.assert_allclose(t.behavior_logprobs, expected, atol=1e-4)
+
+
+async def test_groups_hold_expert_answers_beside_their_own_completions(config: Config, tiny_model: Path) -> None:
+    task = "environment={kind: reasoning_gym, dataset: chain_sum}"
+    run = Run(small(config, tiny_model, task, "rollout.sampling.max_tokens=12", "rollout.experts=2"))
+    run.publish()
+    tokenizer = byte_tokenizer()
+    parts = parts_of(run.config)
+    async with serving(parts) as server:
+        await until(lambda: run.unapplied() == 8, "all credit to be used", server)
+    assert parts.metrics.environment_failures._metrics == {}
+    for group in run.groups():
+        assert (group.group_size, len(group.trajectories)) == (4, 6)
+        assert all((t.source == Source.POLICY).all() for t in group.trajectories[:4])
+        for t in group.trajectories[4:]:
+            assert (t.reward, t.rewards, t.finish_reason) == (1.0, {"chain_sum": 1.0}, "stop")
+            assert t.token_ids[-1] == tokenizer.eos_token_id
+            assert (t.source == Source.EXPERT).all()
+            assert t.loss_mask.all()
+            assert not t.behavior_logprobs.any()
+            assert t.sampling == group.trajectories[0].sampling
+        assert len(encode_group(group)) <= run.config.group_bytes_bound
+    drawn = [t for group in run.groups() for t in group.own]
+    assert parts.metrics.tokens_sampled._value.get() == sum(t.length for t in drawn), "an expert's are not sampled"
+    assert versions_of(run.groups()) == {0}
+
+
+async def test_a_server_without_an_expert_refuses_to_start_where_one_is_wanted(
+    config: Config, tiny_model: Path
+) -> None:
+    run = Run(small(config, tiny_model, "rollout.experts=1"))
+    run.publish()
+    with pytest.raises(ConfigError, match=r"rollout\.experts is 1, but parity gives no expert answers"):
+        async with serving(parts_of(run.config)) as server:
+            await asyncio.wait({server}, timeout=10)
+    assert run.entries == run.read() == []
 
 
 async def test_no_more_is_asked_for_than_there_is_credit_and_the_wait_says_why(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.tokens import chat_prompt, load_tokenizer, stop_token_ids
+from rollout.tokens import chat_prompt, completion_ids, load_tokenizer, stop_token_ids
 from shared.errors import ConfigError
 from tests.rollout.models import byte_tokenizer
 
@@ -45,6 +45,8 @@ def test_a_model_that_names_no_end_is_refused(tmp_path: Path) -> None:
     tokenizer.eos_token = None
     with pytest.raises(ConfigError, match="has an eos token"):
         stop_token_ids(str(tmp_path), tokenizer)
+    with pytest.raises(ConfigError, match="has no eos token"):
+        completion_ids(tokenizer, "42")
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from rollout.environments.base import Continue, Done, Environment, Setup, Task
@@ -111,3 +112,27 @@ async def test_a_trajectory_that_fails_ends_the_others_of_its_group() -> None:
         await play(Uneven(SETUP), Scripted(said(50), said(60)), n=2)
     await asyncio.sleep(0)
     assert ended == [60, 50]
+
+
+async def test_an_expert_s_answers_follow_the_group_s_own_completions_and_are_scored_like_them() -> None:
+    engine = Scripted(said(50, 51, version=3), said(61, version=3))
+    player = Player(engine, Parity(SETUP), max_model_len=100)
+    experts = [np.asarray([8, 9, 7], dtype=np.int32), np.asarray([9], dtype=np.int32)]
+    sampling = SamplingSettings(max_tokens=5, temperature=0.5)
+    trajectories = await player.play(Parity(SETUP).task(4), 2, sampling, experts)
+    assert [t.by_expert for t in trajectories] == [False, False, True, True]
+    assert [t.reward for t in trajectories] == [1.0, 0.0, 1.0, 0.0]
+    assert engine.asked == [([10, 11, 4], 2, 5)], "nothing is drawn for an expert"
+    t = trajectories[2]
+    assert t.token_ids.tolist() == [8, 9, 7]
+    assert t.source.tolist() == [Source.EXPERT] * 3
+    assert t.loss_mask.tolist() == [True] * 3
+    assert t.behavior_logprobs.tolist() == [0.0] * 3
+    assert t.versions == (VersionSpan(3, 0, 3),)
+    assert (t.rewards, t.finish_reason, t.sampling) == ({"even": 1.0}, "stop", sampling)
+
+
+async def test_an_environment_that_asks_an_expert_back_fails_the_group() -> None:
+    player = Player(Scripted(said(50), said(51)), TwoTurns(SETUP), max_model_len=100)
+    with pytest.raises(EnvironmentFailure, match="Continue after an expert's whole answer; say Done"):
+        await player.play(TwoTurns(SETUP).task(4), 1, SamplingSettings(), [np.asarray([8], dtype=np.int32)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,6 +29,17 @@ class Parity(SingleTurn):
     def score(self, task: Task, completion_ids: Int32Array) -> Done:
         even = float(completion_ids[0] % 2 == 0)
         return Done(even, {"even": even})
+
+
+class Taught(Parity):
+    """Has an expert, who answers with each of `answers`; nothing at all to prompt 3."""
+
+    def __init__(self, setup: Setup, answers: Sequence[Sequence[int]] = ((2, 257), (4, 6, 257))) -> None:
+        super().__init__(setup)
+        self._answers = answers
+
+    def experts(self, task: Task) -> list[Int32Array]:
+        return [np.asarray(ids, dtype=np.int32) for ids in self._answers if task.data != 3]
 
 
 class Failing(Parity):

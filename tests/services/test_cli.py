@@ -36,7 +36,19 @@ def trustbatch(*arguments: str, folder: Path = ROOT, **environ: str) -> subproce
 def test_help_names_every_command_and_a_first_step() -> None:
     done = trustbatch("--help")
     assert done.returncode == 0
-    for command in ("up", "rollout", "learner", "objectives", "control-plane", "load", "config", "doctor", "report"):
+    for command in (
+        "up",
+        "rollout",
+        "learner",
+        "objectives",
+        "control-plane",
+        "load",
+        "config",
+        "doctor",
+        "report",
+        "record",
+        "replay",
+    ):
         assert f"\n  {command} " in done.stdout
     assert "trustbatch up --config deploy/configs/demo.yaml" in done.stdout
 
@@ -51,6 +63,31 @@ def timed() -> float:
     began = time.monotonic()
     trustbatch("--help")
     return time.monotonic() - began
+
+
+def test_record_and_replay_explain_themselves_and_say_where_nothing_is_recorded(tmp_path: Path) -> None:
+    for command, options in (
+        ("record", ("--max-bytes SIZE", "--off")),
+        ("replay", ("--objective NAME", "--set-knob", "--steps A..B", "--step N", "--checkpoint NAME", "--json")),
+    ):
+        shown = trustbatch(command, "--help").stdout
+        for option in options:
+            assert option in shown
+        done = trustbatch(command, str(tmp_path))
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"{tmp_path / 'recorded'}: no recorded step. A learner records each step while")
+
+
+def test_replay_hands_its_options_on(tmp_path: Path) -> None:
+    (tmp_path / "recorded").mkdir()
+    (tmp_path / "recorded" / "e0001-s00000003.msgpack").write_bytes(b"not ours")
+    done = trustbatch("replay", str(tmp_path), "--step", "4")
+    assert "no such step: recorded are 3..3" in done.stderr
+    knob = ["--objective", "p3o", "--set-knob", "cap=3"]
+    assert "--set-knob cap=3: no chosen objective takes it" in trustbatch("replay", str(tmp_path), *knob).stderr
+    done = trustbatch("replay", str(tmp_path), "--objective", "grpo", "--json")
+    assert done.returncode == 1
+    assert [name for name, _ in json.loads(done.stdout)["refused"]] == ["e0001-s00000003.msgpack"]
 
 
 @pytest.mark.parametrize("command", ["up", "rollout", "learner", "control-plane", "doctor"])
@@ -111,7 +148,7 @@ BAD = {
     "learner: {objective: {name: p3p}}": "learner.objective: objective 'p3p' is not known; did you mean p3o",
     "learner: {shadows: [{name: grpo, eps: 1}]}": "learner.shadows[0]: objective 'grpo' has no knob 'eps'",
     "learner: {objective: {name: chord}}": "rollout.experts must be at least 1",
-    "rollout: {experts: 2}": "learner.objective 'p3o' does not learn from experts: set it to 0",
+    "rollout: {experts: 2}": "objective 'p3o' does not learn from experts: set it to 0",
     "learner: [1, 2]": "learner: Input should be a valid dictionary",
     "- a": "expected keys and values at the top level, found a list",
     "learner: {steps: 3": "not valid YAML",

@@ -54,7 +54,7 @@ def test_a_group_comes_back_as_it_was() -> None:
     assert after.extensions == {"routing": b"\x00\x01"}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5), seed=st.integers(0, 2**20))
 def test_any_shape_comes_back(lengths: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -143,7 +143,7 @@ def test_limits_are_held_before_anything_is_allocated() -> None:
         decode_group(broken(prompt_ids=bytes(36)), Limits(max_tokens=6))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_damaged_bytes_give_a_typed_error_or_a_group(data: st.DataObject) -> None:
     good = bytearray(encode_group(group()))

@@ -45,6 +45,13 @@ def test_what_is_derived_from_the_configuration() -> None:
     assert load_config(None, ["admission.max_staleness=0"], {}).synchronous
 
 
+def test_a_group_s_bytes_are_reckoned_with_its_experts() -> None:
+    sizes = [load_config(None, [f"rollout.experts={n}"], {}).group_bytes_bound for n in (0, 1, 8)]
+    alone = load_config(None, ["rollout.group_size=16"], {}).group_bytes_bound
+    assert sizes[1] - sizes[0] > 16 * 10
+    assert sizes[2] == alone, "8 completions and 8 experts take what 16 completions take"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

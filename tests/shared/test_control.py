@@ -88,3 +88,13 @@ def test_phase_and_pause(control: ControlState) -> None:
     assert control.paused()
     control.set_paused(False)
     assert not control.paused()
+
+
+def test_the_wish_for_recorded_bytes(control: ControlState, client: Client, keys: Keys) -> None:
+    assert control.record_bytes() is None
+    control.set_record_bytes(0)
+    assert control.record_bytes() == 0
+    control.set_record_bytes(2**40)
+    assert control.record_bytes() == 2**40
+    client.hset(keys.desired, "record_bytes", "much")
+    assert control.record_bytes() is None

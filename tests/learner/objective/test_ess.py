@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.objective.ess import WeightSums, sequence_log_ratios, weight_sums
+from learner.objective.ess import WeightSums, segment_weight_sums, sequence_log_ratios, weight_sums
 
 log_weights = st.lists(st.floats(-69, 69), min_size=1, max_size=40)  # ratios of 1e-30 to 1e30
 
@@ -82,3 +82,43 @@ def test_ess_carries_no_gradient() -> None:
 def test_the_ratio_of_a_completion_is_the_product_over_its_tokens() -> None:
     sums = sequence_log_ratios(torch.tensor([0.1, 0.2, -0.5]), torch.tensor([0, 0, 2]), 3)
     assert sums.tolist() == pytest.approx([0.3, 0.0, -0.5])
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(-69, 69)), max_size=40))
+def test_the_sums_of_parts_are_those_of_each_part_by_itself(weights: list[tuple[int, float]]) -> None:
+    part_of = torch.tensor([part for part, _ in weights], dtype=torch.int64)
+    values = torch.tensor([value for _, value in weights], dtype=torch.float64)
+    at_once = segment_weight_sums(values, part_of, 5)
+    one_by_one = [weight_sums(values[part_of == part]) for part in range(5)]
+    for field in ("log_sum", "log_sum_of_squares", "count", "ess"):
+        expected = torch.stack([getattr(sums, field) for sums in one_by_one])
+        torch.testing.assert_close(getattr(at_once, field), expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+@given(log_weights, st.integers(0, 40))
+def test_the_sums_of_parts_merge_part_by_part(values: list[float], cut: int) -> None:
+    log_w = torch.tensor(values, dtype=torch.float64)
+    part_of = torch.arange(len(values)) % 3
+    whole = segment_weight_sums(log_w, part_of, 3)
+    pieces = [segment_weight_sums(log_w[piece], part_of[piece], 3) for piece in (slice(cut), slice(cut, None))]
+    torch.testing.assert_close(pieces[0].merge(pieces[1]).ess, whole.ess, rtol=1e-12, atol=0, equal_nan=True)
+
+
+def test_a_part_whose_weights_are_all_zero_so_far_may_still_get_others() -> None:
+    zero, one = (segment_weight_sums(torch.full((3,), value), torch.tensor([0, 0, 2]), 3) for value in (-math.inf, 0.0))
+    assert zero.ess.isnan().all()
+    assert zero.merge(one).ess.tolist() == pytest.approx([0.5, math.nan, 0.5], nan_ok=True)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_is_not_finite_neither_leaves_its_part_nor_hides_in_it(broken: float) -> None:
+    log_w = torch.tensor([0.0, 700.0, broken, 3.0, -800.0, -800.0], dtype=torch.float64)
+    ess = segment_weight_sums(log_w, torch.tensor([0, 1, 1, 2, 2, 4]), 5).ess
+    assert ess.isnan().tolist() == [False, True, False, True, False]  # part 3 has no weights at all
+    assert ess[[0, 2, 4]].tolist() == pytest.approx([1.0, 0.5, 1.0])
+
+
+def test_thousands_of_equal_parts_have_ess_1_each() -> None:
+    part_of = torch.arange(5_000).repeat_interleave(200)
+    ess = segment_weight_sums(torch.zeros(1_000_000), part_of, 5_000).ess
+    torch.testing.assert_close(ess, torch.ones_like(ess), rtol=1e-12, atol=0)

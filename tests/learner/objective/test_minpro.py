@@ -25,13 +25,13 @@ from tests.learner.objective.steps import (
 )
 
 
-def paper(policy: Tensor, step: Step, cap: float) -> Tensor:
+def paper(policy: Tensor, step: Step, low: float = 1, high: float = 4) -> Tensor:
     losses = []
     for tokens in completions(step):
         ratios = torch.exp(policy[tokens] - step.behavior_logprobs[tokens])
         for t, token in enumerate(tokens):
             prefix = ratios[:t].min() if t else torch.ones(())
-            weight = torch.clamp(prefix * ratios[t], max=cap).detach()
+            weight = torch.clamp(prefix * ratios[t], 1 - low, 1 + high).detach()
             losses.append(-weight * step.advantages[token] * policy[token])
     return torch.stack(losses).mean()
 
@@ -40,8 +40,8 @@ def paper(policy: Tensor, step: Step, cap: float) -> Tensor:
 @pytest.mark.parametrize("spread", [0.1, 1, 6])
 def test_value_and_gradient_are_those_of_the_weighted_score(seed: int, spread: float) -> None:
     step = random_step(seed, spread=spread)
-    assert_matches(step, minpro(step), lambda policy: paper(policy, step, 5))
-    assert_matches(step, minpro(step, cap=1.1), lambda policy: paper(policy, step, 1.1))
+    assert_matches(step, minpro(step), lambda policy: paper(policy, step))
+    assert_matches(step, minpro(step, eps_low=0.4, eps_high=0.1), lambda policy: paper(policy, step, 0.4, 0.1))
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(-9, 9)), max_size=60))
@@ -58,13 +58,13 @@ def test_the_scan_is_the_loop_also_where_completions_are_interleaved(tokens: lis
 
 def test_on_completions_of_one_token_it_is_truncated_is() -> None:
     step = one_token_each(random_step(2, spread=2))
-    assert_same(minpro(step, cap=2), truncated_is(step, cap=2))
+    assert_same(minpro(step, eps_high=1), truncated_is(step, cap=2))
 
 
 def test_on_two_tokens_without_a_cap_it_is_the_exact_prefix_ratio() -> None:
     step = random_step(3, lengths=(2, 2, 2))
     by_hand = [step.log_ratio[: t + 1][step.sequence_of[: t + 1] == step.sequence_of[t]].sum() for t in range(6)]
-    torch.testing.assert_close(minpro(step, cap=1e12).weight, torch.stack(by_hand).exp())
+    torch.testing.assert_close(minpro(step, eps_high=1e12).weight, torch.stack(by_hand).exp())
 
 
 def test_on_policy_it_is_reinforce() -> None:
@@ -81,7 +81,7 @@ def test_a_non_finite_log_prob_spoils_the_rest_of_its_completion_and_no_other() 
 
 def test_empty_completions_and_empty_steps_work() -> None:
     step = random_step(0, lengths=(0, 3, 0, 2), group=1)
-    assert_matches(step, minpro(step), lambda policy: paper(policy, step, 5))
+    assert_matches(step, minpro(step), lambda policy: paper(policy, step))
     none = dataclasses.replace(
         step,
         **{name: torch.zeros(0) for name in ("policy_logprobs", "behavior_logprobs", "advantages")},
@@ -90,6 +90,7 @@ def test_empty_completions_and_empty_steps_work() -> None:
     assert minpro(none).loss == 0
 
 
-def test_a_cap_of_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"cap must be float in \(0, inf\)"):
-        build("minpro", {"cap": 0})
+@pytest.mark.parametrize("knobs", [{"eps_low": 1.1}, {"eps_high": -1}])
+def test_bad_bounds_are_refused(knobs: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be float in"):
+        build("minpro", knobs)

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.objective.kl import KlEstimator
+from learner.objective.kl import KlEstimator, kl_to
 from learner.objective.p3o import p3o
-from learner.objective.kl import kl_to
 from learner.objective.p4o import p4o
 from learner.objective.registry import build
 from learner.objective.reinforce import reinforce

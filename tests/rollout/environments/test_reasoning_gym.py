@@ -59,3 +59,26 @@ def test_held_out_tasks_are_none_of_the_training_tasks(sums: ReasoningGym) -> No
 )
 def test_the_scorer_sees_the_final_answer(text: str, answer: str) -> None:
     assert final_answer(text) == answer
+
+
+WORDS = {"min_word_len": 4, "max_word_len": 7}
+
+
+@pytest.mark.parametrize("system_prompt", ["", "Give the result in <answer> </answer> tags."])
+@pytest.mark.parametrize(("dataset", "params"), [("spell_backward", WORDS), ("chain_sum", PARAMS)])
+def test_an_expert_s_answer_is_worth_1_ends_and_has_the_form_that_is_asked_for(
+    dataset: str, params: dict[str, int], system_prompt: str
+) -> None:
+    environment = ReasoningGym(SETUP, dataset, params, system_prompt)
+    for index in range(20):
+        task = environment.task(index)
+        [answer] = environment.experts(task)
+        assert answer.dtype == np.int32
+        assert environment.score(task, answer) == Done(1.0, {dataset: 1.0})
+        said = f"<answer>{task.data.answer}</answer>" if system_prompt else task.data.answer
+        assert answer.tolist() == [*ids(said).tolist(), SETUP.tokenizer.eos_token_id]
+
+
+def test_a_task_that_names_no_solution_has_no_expert() -> None:
+    environment = ReasoningGym(SETUP, "graph_color")
+    assert environment.experts(environment.task(0)) == []

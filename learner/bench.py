@@ -1,0 +1,157 @@
+"""What a step costs, measured where it runs: `python -m learner.bench shadows` prints JSON.
+
+Every variant takes the same step in turn, round after round, and is compared with the first one of its own round:
+whatever else the machine does meets all of them. Needs no Redis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learner.batch import StepBatch, batch_rewards, build_step
+from learner.model import PolicyModel, choose_device, use_configured_threads
+from learner.objective.registry import OBJECTIVES, build
+from learner.objectives import Objectives
+from learner.step import make_optimizer, take_step
+from learner.tiny_model import build_model, build_tokenizer
+from shared.config.models import LearnerConfig, TinyModelConfig
+from shared.types import Group, SamplingSettings, Source, Trajectory, VersionSpan, group_id_for
+
+SMALL_QWEN3 = TinyModelConfig(
+    hidden_size=256,
+    intermediate_size=768,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+)
+GROUPS, GROUP_SIZE, PROMPT, LONGEST = 2, 8, 16, 40
+THREE = ("grpo", "truncated_is", "reinforce")
+VARIANTS: dict[str, tuple[tuple[str, ...], int]] = {  # the shadows, and shadow_gradients_every
+    "none": ((), 0),
+    "3 shadows": (THREE, 0),
+    "all shadows": (tuple(OBJECTIVES), 0),
+    "3 shadows, gradients compared": (THREE, 1),
+    "all shadows, gradients compared": (tuple(OBJECTIVES), 1),
+}
+
+
+def shadows(device: torch.device, rounds: int) -> dict[str, Any]:
+    """Time of a P3O step with shadows, in times of the step without any: the median over the rounds."""
+    policy = PolicyModel(build_model(SMALL_QWEN3, build_tokenizer(["1 + 2 = 3"], SMALL_QWEN3.vocab_size)).to(device))
+    padded = GROUPS * GROUP_SIZE * (PROMPT + LONGEST)
+    batches = [_batch(micro_batch_tokens) for micro_batch_tokens in (padded, padded // 5)]
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "parameters": sum(p.numel() for p in policy.named_parameters().values()),
+        "trained_tokens": batches[0].trained_tokens,
+        "all_shadows": len(OBJECTIVES),
+        "rounds": rounds,
+        "by_micro_batches": {str(len(batch.micro_batches)): _compared(policy, batch, rounds) for batch in batches},
+    }
+
+
+def _compared(policy: PolicyModel, batch: StepBatch, rounds: int) -> dict[str, Any]:
+    """Seconds of the step without shadows, and the others in times of it."""
+    beyond = _beyond(policy, batch)
+    for variant in VARIANTS:  # the first step of each allocates, and compiles what is compiled
+        _seconds(policy, batch, variant, beyond)
+    taken = [{variant: _seconds(policy, batch, variant, beyond) for variant in VARIANTS} for _ in range(rounds)]
+    first, *others = VARIANTS
+    return {
+        "seconds": round(statistics.median(times[first] for times in taken), 4),
+        "ratio": {v: round(statistics.median(times[v] / times[first] for times in taken), 3) for v in others},
+    }
+
+
+def _seconds(policy: PolicyModel, batch: StepBatch, variant: str, beyond: Mapping[str, Tensor]) -> float:
+    """Of one step from these weights, which it leaves as they are."""
+    names, every = VARIANTS[variant]
+    objectives = Objectives(build("p3o"), tuple(build(name) for name in names))
+    config = LearnerConfig(learning_rate=0.0, shadow_gradients_every=every)
+    optimizer = make_optimizer(policy, config)
+    given = {name: values for name, values in beyond.items() if name in objectives.needs}
+    _synchronize(policy.device)
+    started = time.perf_counter()
+    outcome = take_step(policy, optimizer, batch, objectives, config, 1, beyond=given)
+    _synchronize(policy.device)
+    if outcome.skipped:
+        raise RuntimeError(f"the step was skipped for a {outcome.skipped}: nothing was measured")
+    return time.perf_counter() - started
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _batch(micro_batch_tokens: int) -> StepBatch:
+    """Completions of uneven lengths, the longest ones among them."""
+    rng = np.random.default_rng(0)
+    groups = [_group(index, rng) for index in range(GROUPS)]
+    return build_step(groups, batch_rewards(groups), "group_std", micro_batch_tokens)
+
+
+def _group(index: int, rng: np.random.Generator) -> Group:
+    return Group(
+        group_id=group_id_for("bench", index),
+        prompt_index=index,
+        environment="bench",
+        prompt_ids=rng.integers(0, 100, PROMPT, dtype=np.int32),
+        trajectories=tuple(_trajectory(LONGEST - 4 * i, float(i % 2), rng) for i in range(GROUP_SIZE)),
+        server_id="bench",
+        lag=0,
+        started_at=0.0,
+        completed_at=0.0,
+        trace_id="bench",
+    )
+
+
+def _trajectory(length: int, reward: float, rng: np.random.Generator) -> Trajectory:
+    return Trajectory(
+        token_ids=rng.integers(0, 100, length, dtype=np.int32),
+        behavior_logprobs=(-5 - rng.random(length)).astype(np.float32),
+        loss_mask=np.ones(length, dtype=np.bool_),
+        source=np.full(length, Source.POLICY, dtype=np.uint8),
+        versions=(VersionSpan(0, 0, length),),
+        reward=reward,
+        rewards={"reward": reward},
+        finish_reason="stop",
+        sampling=SamplingSettings(),
+    )
+
+
+@torch.no_grad()
+def _beyond(policy: PolicyModel, batch: StepBatch) -> dict[str, Tensor]:
+    """All that an objective may need beyond the batch."""
+    now = torch.cat([policy.logprobs(m.to(policy.device)) for m in batch.micro_batches])
+    some = torch.cat([m.sequence_of for m in batch.micro_batches]).to(policy.device) % GROUP_SIZE == 0
+    logprobs = {f"{name}_logprobs": now - 0.1 for name in ("proximal", "preceding", "ref")}
+    return {**logprobs, "expert": some, "replayed": some}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(prog="python -m learner.bench", description="What a step costs.")
+    parser.add_argument("what", choices=["shadows"])
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args(arguments)
+    use_configured_threads()
+    sys.stdout.write(json.dumps(shadows(choose_device(options.device), options.rounds), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

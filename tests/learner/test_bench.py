@@ -1,0 +1,36 @@
+"""The benchmark runs where training does, with nothing else there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import learner.bench
+from learner.objective.registry import OBJECTIVES
+
+pytestmark = pytest.mark.system
+
+
+def test_every_variant_is_compared_with_the_step_without_shadows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = learner.bench.SMALL_QWEN3.model_copy(update={"hidden_size": 32, "num_hidden_layers": 1})
+    monkeypatch.setattr(learner.bench, "SMALL_QWEN3", small)
+    monkeypatch.setattr(learner.bench, "LONGEST", 32)
+    learner.bench.main(["shadows", "--device", "cpu", "--rounds", "1"])
+    told = json.loads(capsys.readouterr().out)
+    assert (told["all_shadows"], told["threads"]) == (len(OBJECTIVES), torch.get_num_threads())
+    assert told["by_micro_batches"].keys() > {"1"}
+    for found in told["by_micro_batches"].values():
+        assert found["seconds"] > 0
+        assert found["ratio"].keys() == learner.bench.VARIANTS.keys() - {"none"}
+        assert all(ratio > 0 for ratio in found["ratio"].values())
+
+
+def test_it_needs_no_redis() -> None:
+    code = "import sys, learner.bench; sys.exit('redis' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
