@@ -76,7 +76,9 @@ class CountingPolicy(PolicyModel):
         super().__init__(module)
 
     @classmethod
-    def load(cls, path: str, dtype: Literal["float32", "bfloat16"], device: torch.device) -> PolicyModel:
+    def load(
+        cls, path: str, dtype: Literal["float32", "bfloat16"], device: torch.device, *, key: str = "model.path"
+    ) -> PolicyModel:
         return CountingPolicy(int(json.loads((Path(path) / "counters.json").read_text())))
 
     @property

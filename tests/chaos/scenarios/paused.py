@@ -21,9 +21,9 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
     result = ScenarioResult(3, "SIGSTOP of learner, producer, Redis", short)
     seconds = 4.0 if short else 60.0
     lease = "admission.lease_s=2" if short else "admission.lease_s=20"
-    with Stack(workdir, 220 if short else 800, settings=(lease, "admission.max_staleness=16")) as stack:
+    with Stack(workdir, 160 if short else 400, settings=(lease, "admission.max_staleness=16")) as stack:
         learner = stack.start_learner()
-        producers = [stack.start_load("--rate", "150", "--server-id", name) for name in ("a", "b")]
+        producers = [stack.start_load("--rate", "75", "--server-id", name) for name in ("a", "b")]
         stack.reach(20, 60)
         wait_for("fresh groups", 60, lambda: _fresh(stack, 0.0), every=0.2)
         assert stack.redis is not None
