@@ -29,6 +29,7 @@ OVER = ("finished", "failed")
 FIRST_POLL_S, LONGEST_POLL_S = 0.01, 0.1  # after a refusal
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.01, 0.3  # during an outage
 LEARNER_POLL_S = 5.0
+VERSION_S = 0.02  # how old the latest version may be that a group is drawn by
 
 T = TypeVar("T")
 
@@ -80,6 +81,7 @@ class LoadServer:
             engine="load",
         )
         self._groups = 0
+        self._version, self._version_asked = -1, -VERSION_S
         self._doubtful = True  # there may be leases that nobody knows of: of a former life, or of before an outage
         self._compared_at = self._renewed_at = self._learner_asked = self._learner_seen = time.monotonic()
         self.failure: Exception | None = None
@@ -115,40 +117,43 @@ class LoadServer:
         stored, reason = 0, "the last groups of the other servers"
         try:
             if want:
-                version = self._patiently("ask for the latest version", self._latest)
-                indices, reason = self._patiently("ask for prompts", lambda: self._lease(want, version))
+                indices, reason = self._patiently("ask for prompts", lambda: self._lease(want))
                 for index in indices:
                     if self._job.stopping.is_set():
                         break
-                    stored += self._append(index, version)
+                    stored += self._append(index)
         finally:
             budget.settle(stored, want - stored)
         self._check_learner()
         return "" if stored else reason
 
     def _latest(self) -> int:
-        latest = self._control.latest()
-        version = latest.policy_version if latest else -1
-        self._heartbeat.update(policy_version=version)
-        return version
+        """The latest version, asked for at most every VERSION_S; -1 before the first."""
+        if time.monotonic() - self._version_asked > VERSION_S:
+            latest = self._control.latest()
+            self._version = latest.policy_version if latest else -1
+            self._version_asked = time.monotonic()
+            self._heartbeat.update(policy_version=self._version)
+        return self._version
 
-    def _lease(self, want: int, version: int) -> tuple[tuple[int, ...], str]:
+    def _lease(self, want: int) -> tuple[tuple[int, ...], str]:
         now = time.monotonic()
         if self._doubtful or now - self._compared_at > self._job.config.admission.lease_s:
             self._return_leases()
             self._doubtful = False
             self._compared_at = now
-        grant = self._admission.lease(want, version)
+        grant = self._admission.lease(want, self._latest())
         self._renewed_at = now
         return grant.indices, grant.reason
 
-    def _append(self, index: int, version: int) -> int:
-        """Appends one group when its turn has come; 1 if it is in the stream."""
+    def _append(self, index: int) -> int:
+        """Appends one group when its turn has come, drawn by the version of then; 1 if it is in the stream."""
         self._rest(self._job.pace.due_in())
         if self._job.stopping.is_set():
             return 0
         self._say("appending groups")
         run_id, shape, at = self._job.config.run.id, self._job.shape, time.time()
+        version = self._patiently("ask for the latest version", self._latest)
         group = make_group(run_id, index, version, self.server_id, shape, at)
         poison = shape.poison_of(index)
         payload = poisoned(group, poison) if poison else encode_group(group)

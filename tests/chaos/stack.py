@@ -278,12 +278,14 @@ class Stack:
         found: list[tuple[bytes, dict[bytes, bytes]]] = self.client.xrange(key)
         return found
 
-    def fill_in(self, result: ScenarioResult, most_stale: int = 0) -> Judged:
+    def fill_in(self, result: ScenarioResult, most_stale: int = 0, forgetful: bool = False) -> Judged:
         """Judges, and writes the figures and the checks of every scenario into the result.
 
         Args:
             result: of the scenario.
             most_stale: groups that may have been dropped as too stale, each on record.
+            forgetful: Redis was made to forget what it had acknowledged. Else a group that it acknowledged twice
+                was lost the first time, and its prompt drawn again.
 
         """
         judged = self.judge()
@@ -293,11 +295,12 @@ class Stack:
         result.faults = result.faults or len(self.faults)
         result.groups_sent, result.acknowledged = judged.sent, len(judged.acknowledged)
         result.applied, result.redelivered = sum(judged.applied.values()), judged.redelivered
-        result.lost, result.applied_twice = judged.lost, judged.twice
+        lost = sorted({*judged.lost, *(() if forgetful else judged.acknowledged_twice)})
+        result.lost, result.applied_twice = lost, judged.twice
         result.dead_lettered = sum(judged.dead.values())
         result.peak_memory_mib = dict(self.memory)
         result.longest_recovery_s = max(self.recoveries(), default=None)
-        result.check("no acknowledged group is lost", not judged.lost, judged.lost[:10] or "0")
+        result.check("no acknowledged group is lost", not lost, lost[:10] or "0")
         result.dropped = sum(judged.dropped.values())
         stale = judged.dropped["too_stale"]
         what = f"no good group is dropped (too stale: at most {most_stale})"
