@@ -142,7 +142,9 @@ class LoadServer:
             self._return_leases()
             self._doubtful = False
             self._compared_at = now
-        grant = self._admission.lease(want, self._latest())
+        if (version := self._latest()) < 0:
+            return (), "the first published version"
+        grant = self._admission.lease(want, version)
         self._renewed_at = now
         return grant.indices, grant.reason
 

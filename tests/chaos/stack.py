@@ -38,6 +38,7 @@ class Judged:
     applied: Counter[int]
     in_stream: set[int]
     dead: Counter[str]
+    dead_but_good: list[int]
     dropped: Counter[str]  # by the reason that the run's own record gives
     lost: list[int]
     twice: list[int]
@@ -265,6 +266,7 @@ class Stack:
             dead=reasons,
             dropped=Counter(reason for index, reason in dropped.items() if index not in dead),
             lost=sorted(acknowledged - set(applied) - in_stream - dead - set(dropped)),
+            dead_but_good=sorted(dead - poisoned),
             twice=sorted(index for index, n in applied.items() if n > 1 or index in poisoned),
             redelivered=done - sum(applied.values()),
         )
@@ -305,6 +307,7 @@ class Stack:
         stale = judged.dropped["too_stale"]
         what = f"no good group is dropped (too stale: at most {most_stale})"
         result.check(what, stale == result.dropped and stale <= most_stale, dict(judged.dropped) or "0")
+        result.check("no good group is a dead letter", not judged.dead_but_good, dict(judged.dead))
         result.check("no group is applied twice", not judged.twice, judged.twice[:10] or "0")
         wanted = self.steps * self.groups_per_batch
         result.check("every step applied all of its groups", result.applied == wanted, f"{result.applied} of {wanted}")

@@ -12,7 +12,7 @@ from tests.chaos.processes import send, wait_for
 from tests.chaos.result import ScenarioResult
 from tests.chaos.stack import Stack
 
-SETTLED = 25  # steps after which staleness may be looked at: those of a full backlog, and some more
+SETTLED = 22  # steps after which staleness may be looked at: those of a full backlog, and some more
 FRESH = 2.0  # versions: mean staleness of a learner that keeps up
 
 
@@ -21,10 +21,11 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
     result = ScenarioResult(3, "SIGSTOP of learner, producer, Redis", short)
     seconds = 4.0 if short else 60.0
     lease = "admission.lease_s=2" if short else "admission.lease_s=20"
-    with Stack(workdir, 160 if short else 400, settings=(lease, "admission.max_staleness=16")) as stack:
+    settings = (lease, "admission.max_staleness=16", "rollout.groups_in_flight=4")
+    with Stack(workdir, 120 if short else 300, groups_per_batch=8, settings=settings) as stack:
         learner = stack.start_learner()
-        producers = [stack.start_load("--rate", "75", "--server-id", name) for name in ("a", "b")]
-        stack.reach(20, 60)
+        producers = [stack.start_load("--rate", "12", "--server-id", name) for name in ("a", "b")]
+        stack.reach(5, 60)
         wait_for("fresh groups", 60, lambda: _fresh(stack, 0.0), every=0.2)
         assert stack.redis is not None
         rises = {}
