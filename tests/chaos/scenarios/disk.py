@@ -30,7 +30,7 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
     damages = [(file, damage) for file in files for damage in ((_truncate, _flip) if not short else (_flip,))]
     if short:
         damages.append(("manifest.json", _truncate))
-    steps = 60 + 30 * (len(damages) + 2)
+    steps = 60 + 60 * (len(damages) + 2)
     run_folder = workdir / "run"
     settings = ("learner.checkpoint_every=5",)
     with (
@@ -101,7 +101,7 @@ def _go_on(stack: Stack) -> Child:
     """A learner, and producers where those of before have ended with a failed one."""
     learner = stack.start_learner()
     if not any(child.name == "load" and child.exit_code() is None for child in stack.children):
-        stack.start_load("--rate", "500")
+        stack.start_load("--rate", "300")
     stack.reach(stack.step_of_learner() + 12, 60)
     return learner
 

@@ -19,7 +19,7 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
     """Samples what could grow; the last quarter of the samples is compared with the second."""
     result = ScenarioResult(12, "two hours' worth of steps", short)
     steps = 400 if short else 7_200
-    with Stack(workdir, steps, groups_per_batch=8) as stack:
+    with Stack(workdir, steps, groups_per_batch=8, settings=("learner.record_bytes=1MiB",)) as stack:
         learner = stack.start_learner()
         load = stack.start_load()
         samples: list[dict[str, float]] = []

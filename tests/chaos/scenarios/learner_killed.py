@@ -14,19 +14,24 @@ from tests.chaos.stack import Stack
 
 def run(short: bool, workdir: Path) -> ScenarioResult:
     """Every named point is passed at the k-th time in some life; the other lives end after a random time."""
-    result = ScenarioResult(1, "learner killed by SIGKILL", short)
     groups, kills = (6_144, 12) if short else (100_000, 200)
+    result = ScenarioResult(1, "learner killed by SIGKILL", short)
+    return kill_often(result, workdir, groups, kills)
+
+
+def kill_often(result: ScenarioResult, workdir: Path, groups: int, kills: int) -> ScenarioResult:
+    """One run with so many groups and kills."""
     steps = groups // 32
     rng = random.Random(1)
     with Stack(workdir, steps, settings=("learner.checkpoint_every=5",)) as stack:
         stack.start_load("--rate", "1200")
-        named = len(POINTS) if short else kills * 2 // 3
+        named = max(len(POINTS), kills * 2 // 3)
         plan = [POINTS[i % len(POINTS)] if i < named else "" for i in range(kills)]
         rng.shuffle(plan)
         for point in plan:
             _one_life(stack, point, rng)
         stack.start_learner()
-        stack.until_phase("finished", 60 if short else 1200)
+        stack.until_phase("finished", 1200)
         assert stack.learner is not None
         result.check("the last learner ends in order", ended(stack.learner, 20) == 0)
         judged = stack.fill_in(result)
