@@ -1,5 +1,5 @@
 # make demo   set up and watch a policy learn            make test   set up and run every test
-.PHONY: help demo test check fuzz format setup lock clean
+.PHONY: help demo test check chaos fuzz format setup lock clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -28,6 +28,10 @@ check: ## the same without vLLM and whole processes: under a minute once the typ
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(FAST) $(ARGS)
+
+chaos: ## inject faults at full size, 90 minutes (ARGS="--scenarios 1,4 --short"); report in runs/chaos
+	@deploy/setup.sh dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(ARGS)
 
 fuzz: ## a million hostile inputs for each decoder, guided by coverage: about ten minutes
 	@deploy/setup.sh dev

@@ -6,10 +6,14 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from pathlib import Path
+
+from safetensors import SafetensorError
 
 from learner.lineage import Lineage
 from learner.model import PolicyModel
 from shared.control import ControlState, Latest
+from shared.errors import StoreError
 from shared.manifest import MANIFEST, Probe
 from shared.store import PolicyStore
 from shared.stream import GroupReader
@@ -55,12 +59,18 @@ class Publisher:
         self._control.check_epoch(self._epoch)
         folder = self._store.begin(version)
         try:
-            self._policy.save(folder)
+            self._save(folder, version)
             probe = Probe(self._sequences, self._policy.sequence_logprobs(self._sequences))
             self._store.commit(version, parent, step, probe, time.time())
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # it is ours; nobody else may write there
             raise
+
+    def _save(self, folder: Path, version: int) -> None:
+        try:
+            self._policy.save(folder)
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"cannot write version {version} to {folder}: {error}") from error
 
     def announce(self, latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
         """Makes a written version the latest and frees the credit of its groups. May be repeated.

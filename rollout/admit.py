@@ -32,6 +32,7 @@ class Admitter:
         self._ledger = threading.Lock()  # a lease whose caller was cancelled must not land after the last return
         self._closed = False
         self._doubtful = False  # True: there may be leases that nobody knows of, of a call whose answer was lost
+        self._compared_at = time.monotonic()  # when the leases in Redis were last compared with the groups in flight
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> str:
@@ -105,7 +106,7 @@ class Admitter:
             with self._ledger:
                 if self._closed:
                     return Grant((), "stopping")
-                if self._doubtful:
+                if self._doubtful or time.monotonic() - self._compared_at > self._parts.config.admission.lease_s:
                     self._return_leases()
                 self._parts.writer.confirm()  # before a lease, so that no lease in use is taken for one of the past
                 self._doubtful = True
@@ -121,9 +122,14 @@ class Admitter:
             self._return_leases()
 
     def _return_leases(self) -> None:
-        """Gives back every lease that no group in flight is for."""
+        """Gives back every lease that no group in flight is for.
+
+        There are such after a call whose answer was lost, and after a Redis that lost its last second came back
+        with the leases of groups that it had already acknowledged: renewed with all others, they would never end.
+        """
         lost = [index for index in self._parts.admission.held() if index not in self._groups]
         self._parts.admission.give_back(lost)
+        self._compared_at = time.monotonic()
 
     def _begin(self, index: int) -> None:
         task = asyncio.ensure_future(self._generate(index))

@@ -131,6 +131,15 @@ def control_plane(*, config: Required, overrides: Overrides) -> None:
     _replace_by("services.control_plane", config, overrides)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def load(context: typer.Context) -> None:
+    """Put load on a run without an engine: for tests and capacity planning only.
+
+    It joins like rollout servers do and appends made-up groups; `trustbatch load --help` lists its options.
+    """
+    os.execv(sys.executable, [sys.executable, "-m", "services.load", *context.args])
+
+
 @app.command()
 def doctor(*, config: File = None, overrides: Overrides) -> None:
     """Check this machine and this configuration.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,18 @@ def test_the_probe_of_a_version_is_what_its_own_weights_answer(world: World) -> 
     assert second.logprobs == policy.sequence_logprobs(second.sequences)
     changes = np.concatenate(first.logprobs) - np.concatenate(second.logprobs)
     assert np.abs(changes).max() > 0.01
+
+
+def test_a_full_disk_is_named_with_the_version(world: World) -> None:
+    learner = world.learner()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(StoreError, match="cannot write version 1 to"):
+            learner.training.parts.publisher.write(1, 0, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert world.store.versions() == [0]
 
 
 @pytest.mark.parametrize(("lag", "kept"), [(0, [4, 5]), (2, [2, 3, 4, 5])])

@@ -408,6 +408,21 @@ async def test_leases_of_a_former_life_are_given_out_again_at_once(config: Confi
     assert sorted(entry.prompt_index for entry in run.read()) == list(range(8))
 
 
+async def test_a_lease_that_redis_brings_back_is_given_out_again(config: Config, tiny_model: Path) -> None:
+    """A Redis that lost its last second knows a lease again whose group it had acknowledged."""
+    run = Run(small(config, tiny_model, "admission.lease_s=1"))
+    run.publish()
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.unapplied() == 8, "all credit to be used", server)
+        [forgotten] = [entry for entry in run.read() if entry.prompt_index == 3]
+        run.client.xdel(run.keys.groups, forgotten.entry_id)
+        run.client.srem(run.keys.unapplied, 3)
+        run.client.hset(run.keys.owners, "3", "r0")
+        run.client.zadd(run.keys.leases, {"3": 1e13})
+        await until(lambda: run.client.xlen(run.keys.groups) == 8, "the prompt to be drawn again", server)
+    assert run.leased() == 0
+
+
 async def test_an_id_in_use_is_refused_and_its_owner_stays_on_the_list(config: Config, tiny_model: Path) -> None:
     run = Run(small(config, tiny_model))
     owner = {"pid": os.getppid(), "host": socket.gethostname(), "state": "generating groups"}
