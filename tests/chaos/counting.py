@@ -35,7 +35,7 @@ from learner.__main__ import main
 from learner.batch import MicroBatch
 from learner.model import PolicyModel, TokenOutputs
 from shared.control import ControlState
-from shared.store import MANIFEST
+from shared.manifest import MANIFEST
 from shared.stream import GroupReader
 
 KILL, STEPS = "TRUSTBATCH_CHAOS_KILL", "TRUSTBATCH_CHAOS_STEPS"

@@ -20,6 +20,7 @@ from shared.control import ControlState, EvaluationResult, Latest
 from shared.errors import AccessError, StreamError
 from shared.intervals import Intervals
 from shared.keys import Keys
+from shared.letters import Letter
 from shared.redis_client import Client, connect, server_version
 from shared.stream import Appended, GroupReader, GroupWriter, backlog
 from tests.builders import group
@@ -115,10 +116,11 @@ def test_rollout_and_learner_do_all_of_their_work(run: Run) -> None:
 
     entries = run.reader.read(10)
     assert [entry.prompt_index for entry in entries] == [first, second]
-    run.reader.dead_letter(entries[1], "failure", "text")
+    letter = Letter(entries[1].group_id, second, "failure", "text", "mine", 1.0)
+    run.reader.dead_letter(entries[1], letter, max_bytes=2**20)
     run.reader.release([second])
     run.control.announce(run.epoch, Latest(1, 0, 1), 0, [first])
-    assert run.reader.delete([entry.entry_id for entry in entries]) > 0
+    assert run.reader.delete([entries[0].entry_id]).bytes > 0
     run.control.set_phase("running")
     run.control.add_history({"step": 1})
     run.control.beat("learner", {"kind": "learner"}, 30)
