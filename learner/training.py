@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from learner.checkpoint import CheckpointStore, TrainingState, collect_tensors
@@ -28,7 +29,7 @@ from learner.patience import Patience
 from learner.provision import Provision
 from learner.publish import Publisher, versions_to_keep
 from learner.recorder import Recorder
-from learner.records import observe_staleness, step_record
+from learner.records import step_record
 from learner.screening import Rules
 from learner.startup import Begin, config_row
 from learner.step import take_step
@@ -165,7 +166,7 @@ class Training:
         if outcome.skipped:
             self._skip(minibatch, outcome.skipped)
             return
-        observe_staleness(parts.metrics, staleness)
+        parts.metrics.staleness.observe(*np.unique(staleness, return_counts=True))
         self._skipped_in_a_row = 0
         self._steps_unpublished += 1
         for held in minibatch.held if last_pass else ():
