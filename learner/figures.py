@@ -15,7 +15,8 @@ from learner.objective.kl import KlEstimator, kl_value_and_slope
 from learner.objective.registry import Objective
 
 RAISED, LOWERED, GREY = "#2563eb", "#ea580c", "#94a3b8"
-DOTS = 4000  # tokens drawn of a step
+DOTS = 4000  # tokens that are drawn
+FARTHEST = 100  # of all, drawn besides: they decide
 COLUMNS = 4
 HIGHEST = 4.0  # weight; what is above is drawn there
 RARE_SUCCESS = 2.475  # advantage of one success in a group of eight, std with n - 1
@@ -47,7 +48,7 @@ def draw_weights(path: Path, steps: Sequence[Step], objectives: Sequence[Objecti
 
     Args:
         path: of the picture.
-        steps: recorded ones; at most DOTS tokens of them are drawn.
+        steps: recorded ones; some of their tokens are drawn, and the farthest.
         objectives: one panel each; every one of them can be evaluated on these steps.
         title: says which tokens these are.
 
@@ -66,23 +67,27 @@ def draw_weights(path: Path, steps: Sequence[Step], objectives: Sequence[Objecti
             axis.xaxis.set_minor_formatter("")
         for axis in list(axes.flat)[len(objectives) :]:
             axis.set_visible(False)
-        for axis in axes[-1]:
-            axis.set_xlabel("ratio")
+        for column in range(COLUMNS):
+            last = axes[(len(objectives) - 1 - column) // COLUMNS, column]
+            last.set_xlabel("ratio")
+            last.tick_params(labelbottom=True)
         for axis in axes[:, 0]:
             axis.set_ylabel("weight")
         axes.flat[0].legend(frameon=False, fontsize=7, markerscale=3)
-        axes.flat[0].figure.suptitle(title, fontsize=10)
+        axes.flat[0].figure.suptitle(f"{title}; weights above {HIGHEST:g} are drawn at {HIGHEST:g}", fontsize=10)
 
 
 def columns(steps: Sequence[Step], objective: Objective) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ratio, weight, advantage and cut of tokens evenly taken from the steps."""
+    """Ratio, weight and advantage of tokens evenly taken from the steps and of the farthest ones; cut of all."""
     losses = [objective(step) for step in steps]
-    ratio = torch.cat([step.log_ratio.exp() for step in steps])
-    every = max(1, len(ratio) // DOTS)
+    log_ratio = torch.cat([step.log_ratio for step in steps])
+    drawn = torch.zeros_like(log_ratio, dtype=torch.bool)
+    drawn[:: max(1, len(log_ratio) // DOTS)] = True
+    drawn[log_ratio.abs().argsort(descending=True)[:FARTHEST]] = True
     return (
-        ratio[::every],
-        torch.cat([loss.weight for loss in losses])[::every].clamp(max=HIGHEST),
-        torch.cat([step.advantages for step in steps])[::every],
+        log_ratio.exp()[drawn],
+        torch.cat([loss.weight for loss in losses])[drawn].clamp(max=HIGHEST),
+        torch.cat([step.advantages for step in steps])[drawn],
         torch.cat([loss.cut for loss in losses]),
     )
 

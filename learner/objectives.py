@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from learner.objective.core import needs_of
 from learner.objective.registry import ALIASES, OBJECTIVES, Knob, Objective, build, knobs_of
@@ -32,6 +34,10 @@ class Objectives:
 def objectives_of(config: LearnerConfig) -> Objectives:
     """The objectives of the configuration. Raises ConfigError where one is not known or a knob is wrong."""
     shadows = tuple(_built(shadow, f"learner.shadows[{i}]") for i, shadow in enumerate(config.shadows))
+    labels = [shadow.label for shadow in shadows]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise ConfigError(f"learner.shadows: {twice[0]} is there more than once")
     return Objectives(_built(config.objective, "learner.objective"), shadows)
 
 
@@ -39,14 +45,15 @@ def servable_objectives(config: Config) -> Objectives:
     """The same, and every one can be given what it needs. Raises ConfigError where that cannot be."""
     objectives = objectives_of(config.learner)
     experts = config.rollout.experts
-    for objective in (objectives.trained, *objectives.shadows):
+    keys = ["learner.objective", *(f"learner.shadows[{i}]" for i in range(len(objectives.shadows)))]
+    for key, objective in zip(keys, (objectives.trained, *objectives.shadows), strict=True):
         if experts and "expert" not in objective.needs:
             raise ConfigError(
-                f"rollout.experts is {experts}, but objective {objective.name!r} does not learn from experts: "
-                "set it to 0, or choose an objective that does (chord)"
+                f"{key}: {objective.name!r} does not learn from experts, and rollout.experts is {experts}: set that to "
+                "0, or choose an objective that does (chord)"
             )
         if not experts and "expert" in objective.needs:
-            raise ConfigError(f"objective {objective.name!r} learns from experts: rollout.experts must be at least 1")
+            raise ConfigError(f"{key}: {objective.name!r} learns from experts: rollout.experts must be at least 1")
     return objectives
 
 
@@ -61,7 +68,7 @@ def describe() -> str:
     """Every objective with its first line, its equation, its knobs, what it needs and its source."""
     blocks = []
     for name, function in OBJECTIVES.items():
-        others = [alias for alias, of in ALIASES.items() if of == name]
+        others = [_alias(alias, preset) for alias, (of, preset) in ALIASES.items() if of == name]
         title = name + (f" (also {', '.join(others)})" if others else "")
         needs = ", ".join(sorted(needs_of(function, {})))
         module = inspect.getdoc(inspect.getmodule(function)) or ""
@@ -72,6 +79,10 @@ def describe() -> str:
         "\n".join(["every objective also takes", *(f"  {line}" for line in _knob_lines(knobs_of(regularized)))])
     )
     return "\n\n".join(blocks)
+
+
+def _alias(name: str, preset: Mapping[str, Any]) -> str:
+    return " ".join([name, *(f"{knob}={value}" for knob, value in preset.items())])
 
 
 def _knob_lines(knobs: list[Knob]) -> list[str]:

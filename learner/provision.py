@@ -38,7 +38,8 @@ class Provision:
         for minibatch in minibatches:
             minibatch.beyond.update(self._logprobs(minibatch.step_batch))
         if self._preceding is not None:
-            self._preceding = _copy(self._policy)
+            for kept, weights in zip(self._preceding, self._policy.named_parameters().values(), strict=True):
+                kept.copy_(weights.detach())
 
     def of_pass(self, minibatch: Minibatch, number: int) -> dict[str, Tensor]:
         """The fields of `Step` for one step of a minibatch, in its pass `number`, from 0."""

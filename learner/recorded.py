@@ -53,7 +53,8 @@ def set_bound(folder: Path, max_bytes: int) -> str:
         control.set_record_bytes(max_bytes)
         alive = control.status_of(LEARNER) is not None
     except StreamError as error:
-        raise StreamError(f"{error}; the run's next start takes learner.record_bytes from its settings") from None
+        text = f"the run is not running ({error}); its next start takes learner.record_bytes from its settings"
+        raise StreamError(text) from None
     control.add_event("record", f"at most {max_bytes} bytes of recorded steps", "trustbatch record")
     when = "from its next batch on" if alive else "when it runs again; none is alive now"
     what = (

@@ -18,7 +18,7 @@ from torch import Tensor
 from learner.batch import NO_VERSION
 from learner.lineage import Lineage
 from learner.minibatches import Minibatch
-from learner.recording import FOLDER, RecordedFile, Recording, encode, recorded_files
+from learner.recording import FOLDER, MAX_BYTES, RecordedFile, Recording, encode, recorded_files
 from learner.step import StepOutcome
 from shared.config import Config
 from shared.log import Logger
@@ -81,15 +81,22 @@ class Recorder:
         due = outcome.skipped or step % self._config.learner.record_every == 0
         if not due or not self.max_bytes:
             return
-        recording = recording_of(self._config, self._epoch, step, batch, minibatch, number, lineage, outcome, first)
         try:
+            self._check_room(step, minibatch)
+            recording = recording_of(self._config, self._epoch, step, batch, minibatch, number, lineage, outcome, first)
             self._write(recording, encode(recording))
             self._failing = False
-        except OSError as error:
+        except (OSError, ValueError, MemoryError) as error:  # whatever it is, the run is worth more
             self._say(error)
 
+    def _check_room(self, step: int, minibatch: Minibatch) -> None:
+        """Refuses a step whose groups alone are too large, before anything is made of it."""
+        needed, most = sum(len(held.payload) for held in minibatch.held), min(self.max_bytes, MAX_BYTES)
+        if needed > most:
+            raise OSError(f"step {step} takes more than {needed:,} bytes of {most:,}; raise the bound")
+
     def _write(self, recording: Recording, data: bytes) -> None:
-        if len(data) > self.max_bytes:
+        if len(data) > min(self.max_bytes, MAX_BYTES):
             raise OSError(f"step {recording.step} takes {len(data):,} bytes of {self.max_bytes:,}; raise the bound")
         file = RecordedFile(self._epoch, recording.step, bool(recording.skipped), False, len(data))
         self._make_room(len(data))
@@ -113,8 +120,8 @@ class Recorder:
             if excess <= 0:
                 return
 
-    def _say(self, error: OSError) -> None:
-        """A disk that refuses, once until it works again."""
+    def _say(self, error: Exception) -> None:
+        """What keeps a step from being recorded, once until it works again."""
         if not self._failing:
             self._log.warning("the step is not recorded; training goes on", folder=str(self._folder), error=str(error))
         self._failing = True

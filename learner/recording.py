@@ -77,9 +77,11 @@ class Recording:
         return [decode_group(payload) for payload in self.groups]
 
     def offending_groups(self) -> tuple[str, ...]:
-        """Ids of the groups with a trained token whose numbers are not finite. Raises DecodeError."""
-        numbers = [self.tokens[name] for name in ("policy_logprobs", "behavior_logprobs", "advantages")]
-        finite = np.isfinite(numbers).all(0)
+        """Ids of the groups with a token whose numbers, or whose ratio, are not finite. Raises DecodeError."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            ratio = np.exp(self.tokens["policy_logprobs"] - self.tokens["behavior_logprobs"])
+        numbers = [v for name, v in self.tokens.items() if v.dtype.kind == "f" and name not in _OF_SEQUENCES]
+        finite = np.isfinite([ratio, *numbers]).all(0)
         found = np.unique(self.tokens["group_of"][self.tokens["sequence_of"][~finite]])
         return tuple(decode_group(self.groups[i]).group_id for i in found)
 

@@ -15,7 +15,6 @@ from learner.objective.core import Step
 from learner.objective.staleness import bucket_name, staleness_bucket
 from learner.objective.statistics import by_key
 from learner.step import StepOutcome
-from shared.metrics import LearnerMetrics
 from shared.records import StepRecord
 
 PART_FIELDS = ("tokens", "token_ess", "sequence_ess", "ratio_p50", "ratio_max", "kl", "capped_share")
@@ -44,7 +43,7 @@ def step_record(
         prompt_indices=list(applied),
         trajectories=len(trajectories),
         tokens=batch.trained_tokens,
-        reward_mean=float(batch.rewards[batch.own].mean()),
+        reward_mean=float(np.mean([t.reward for t in trajectories])),
         signal_share=batch.signal_share,
         length_mean=float(lengths.mean()),
         truncated_share=sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
@@ -85,10 +84,3 @@ def _environments(own: Step, batch: StepBatch) -> tuple[Tensor, Callable[[int], 
     names = sorted({group.environment for group in batch.groups})
     number = torch.tensor([names.index(group.environment) for group in batch.groups], device=own.group_of.device)
     return number[own.group_of][own.sequence_of], names.__getitem__
-
-
-def observe_staleness(metrics: LearnerMetrics, staleness: Int64Array) -> None:
-    """Counts every trained token's staleness."""
-    for value, count in zip(*np.unique(staleness, return_counts=True), strict=True):
-        for _ in range(int(count)):
-            metrics.staleness.observe(float(value))

@@ -92,7 +92,7 @@ def make_report(given: argparse.Namespace) -> Report:
     policy: PolicyModel | None = None
     weights = "the recorded log-probs"
     for name, recording in _recordings(given.folder / FOLDER, chosen, refused):
-        if given.checkpoint and policy is None:
+        if given.checkpoint is not None and policy is None:
             weights, policy = load_weights(given.folder, given.checkpoint, recording.dtype, device_of(recording))
         try:
             steps.append(replay(recording, wanted, policy))
@@ -109,15 +109,22 @@ def draw(given: argparse.Namespace) -> None:
     wanted = wanted_objectives(given.objective, given.set_knob)
     needs: frozenset[str] = frozenset().union(*(objective.needs for objective in wanted))
     chosen = select(given.folder / FOLDER, given.steps, abandoned=given.abandoned)
-    recordings = [recording for _, recording in _recordings(given.folder / FOLDER, chosen, [])]
+    refused: list[tuple[str, str]] = []
+    recordings = [recording for _, recording in _recordings(given.folder / FOLDER, chosen, refused)]
+    if not recordings:
+        raise ConfigError(f"--figure: none of the steps can be read: {'; '.join(map(': '.join, refused))}")
     steps = [with_derived(r, step_of(r, device_of(r)), needs) for r in recordings]
     able = [o for o in wanted if not any(lacking(o, step) for step in steps)]
     if not able:
         raise ConfigError(f"--figure: the steps lack what {', '.join(o.name for o in wanted)} needs")
     first, last = recordings[0], recordings[-1]
     tokens = sum(step.tokens for step in steps)
-    title = f"{given.folder.name}, steps {first.step} to {last.step}: {tokens:,} tokens"
-    draw_weights(given.figure, steps, able, title)
+    which = f"steps {first.step} to {last.step}" if first is not last else f"step {first.step}"
+    title = f"{given.folder.name}, {which}: {tokens:,} tokens"
+    try:
+        draw_weights(given.figure, steps, able, title)
+    except ValueError as error:
+        raise ConfigError(f"--figure {given.figure}: {error}") from None
 
 
 def select(folder: Path, steps: str, *, abandoned: bool = False) -> list[RecordedFile]:
@@ -135,9 +142,13 @@ def select(folder: Path, steps: str, *, abandoned: bool = False) -> list[Recorde
     match = re.fullmatch(r"(\d*)\.\.(\d*)|(\d+)", steps)
     if not match:
         raise ConfigError(f"--steps: {steps!r} is not A..B, A.., ..B or one step")
+    if not folder.parent.is_dir():
+        raise ConfigError(f"{folder.parent} is no folder: give that of a run, such as runs/demo-20261120-163642")
     first, last, single = match.groups()
     least = int(single or first or 0)
     most = int(single or last or sys.maxsize)
+    if least > most:
+        raise ConfigError(f"--steps: {steps!r} ends before it begins")
     files = recorded_files(folder)
     if not files:
         raise ConfigError(
@@ -180,22 +191,25 @@ def wanted_objectives(names: Sequence[str], knobs: Sequence[str]) -> list[Object
         ConfigError: an unknown name or knob, or a value that is not allowed.
 
     """
-    from learner.objective.registry import ALIASES, OBJECTIVES, build, knobs_of
+    from learner.objective.registry import OBJECTIVES, build, canonical, knobs_of
     from learner.objective.regularization import regularized
 
-    chosen = list(OBJECTIVES) if not names or ALL in names else [ALIASES.get(n, n) for n in dict.fromkeys(names)]
+    chosen = list(OBJECTIVES) if not names or ALL in names else list(dict.fromkeys(names))
+    own = {name: canonical(name)[0] for name in chosen}
     settings: dict[str, dict[str, Any]] = {name: {} for name in chosen}
     for text in knobs:
         target, knob, value = _knob(text)
-        able = [n for n in chosen if n in OBJECTIVES and knob in {k.name for k in knobs_of(OBJECTIVES[n])}]
+        able = [n for n in chosen if own[n] in OBJECTIVES and knob in {k.name for k in knobs_of(OBJECTIVES[own[n]])}]
         common = knob in {k.name for k in knobs_of(regularized)}
-        takers = [ALIASES.get(target, target)] if target else chosen if common else able
-        if not takers or any(taker not in settings for taker in takers):
+        named = [n for n in chosen if n == target] or [n for n in chosen if own[n] == canonical(target)[0]]
+        takers = named if target else chosen if common else able
+        if not takers:
             raise ConfigError(f"--set-knob {text}: no chosen objective takes it; `trustbatch objectives` lists them")
         for taker in takers:
             settings[taker][knob] = value
     try:
-        return [build(name, settings[name]) for name in settings]
+        built = [build(name, settings[name]) for name in settings]
+        return list({objective.label: objective for objective in built}.values())  # two names of one are one
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -206,7 +220,10 @@ def _knob(text: str) -> tuple[str, str, Any]:
     if not match:
         raise ConfigError(f"--set-knob: {text!r} is not KNOB=VALUE or NAME:KNOB=VALUE")
     target, knob, value = match.groups()
-    return target or "", knob, yaml.safe_load(value)
+    try:
+        return target or "", knob, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set-knob {text}: {value!r} is no value") from None
 
 
 def load_weights(folder: Path, wanted: str, dtype: Any, device: Any) -> tuple[str, PolicyModel]:
@@ -225,15 +242,17 @@ def load_weights(folder: Path, wanted: str, dtype: Any, device: Any) -> tuple[st
     name = names[-1] if names and wanted == NEWEST else wanted
     if name in names:
         checkpoint = checkpoints.read(name)
-        policy = PolicyModel.load(checkpoint.state.config["model"]["path"], dtype, device)
+        policy = PolicyModel.load(checkpoint.state.config["model"]["path"], dtype, device, key="--checkpoint")
         restore_weights(checkpoint.tensors["model"], policy)
         return f"checkpoint {name}", policy
     version = re.fullmatch(r"v?(\d+)", name)
     if version and int(version[1]) in store.versions():
         number = int(version[1])
-        return f"published version {number}", PolicyModel.load(str(store.folder(number)), dtype, device)
+        return f"published version {number}", PolicyModel.load(
+            str(store.folder(number)), dtype, device, key="--checkpoint"
+        )
     if Path(name).is_dir():
-        return f"the model in {name}", PolicyModel.load(name, dtype, device)
+        return f"the model in {name}", PolicyModel.load(name, dtype, device, key="--checkpoint")
     versions = ", ".join(map(str, store.versions()[-5:])) or "none"
     raise ConfigError(
         f"--checkpoint {wanted}: no checkpoint of the run ({', '.join(names) or 'it has none'}), no published version "

@@ -24,15 +24,16 @@ from learner.objective.core import Step
 from learner.objective.registry import Objective, build
 from learner.objective.statistics import RatioStatistics, step_statistics
 from learner.objectives import Objectives
-from learner.provision import logprobs_now
 from learner.ranks import ALONE
 from learner.recording import Recording
 from learner.shadows import GradientComparison, ShadowOutcome, shadow_outcome
 from learner.step import backward, prepare
 from shared.errors import ConfigError, DecodeError, StoreError
 
+_OWN = "the policy's own tokens alone"
 _BEYOND = ("proximal_logprobs", "preceding_logprobs", "ref_logprobs", "expert", "replayed")
 _REMEDY = {
+    _OWN: "an expert wrote some of these; without --checkpoint it is shown on the others",
     "entropy": "give --checkpoint, which computes it",
     "proximal_logprobs": "the step is not the first of its batch, and no objective of the run needed them",
     "preceding_logprobs": "no objective of the run needed them; a shadow that does has them recorded",
@@ -164,14 +165,16 @@ def _as_recorded(
     """From the recorded log-probs."""
     step = step_of(recording, device_of(recording))
     full = with_derived(recording, step, _needs(others))
+    own = full.drawn()
     token_loss = trained(step)
-    replayed = [Replayed(trained.label, "", shadow_outcome(trained, token_loss, None), None)]
+    replayed = [Replayed(trained.label, "", shadow_outcome(trained, token_loss, None, step.expert), None)]
     for objective in others:
         lacks = lacking(objective, full)
         if lacks:
             replayed.append(_lacking(objective, lacks))
         else:
-            outcome = shadow_outcome(objective, objective(full), None)
+            seen = full if "expert" in objective.needs else own
+            outcome = shadow_outcome(objective, objective(seen), None, seen.expert)
             replayed.append(Replayed(objective.label, "", outcome, None))
     return step_statistics(step, token_loss), replayed
 
@@ -187,11 +190,10 @@ def _anew(
             f"--checkpoint: a model of {policy.vocab_size} tokens, but step {recording.step} has token {largest}"
         )
     beyond = {name: torch.from_numpy(recording.tokens[name]) for name in _BEYOND if name in recording.tokens}
-    missing = _needs([trained, *others]) - set(beyond)
-    own = logprobs_now(policy, batch) if "proximal_logprobs" in missing else None
-    beyond.update(_derived(recording, own, missing, batch))
+    then = torch.from_numpy(recording.tokens["policy_logprobs"])
+    beyond.update(_derived(recording, then, _needs([trained, *others]) - set(beyond), batch))
     known = {*beyond, "entropy", "micro_batch_of"}
-    able = [o for o in others if not o.needs - known]
+    able = [o for o in others if not o.needs - known and ("expert" in o.needs or not batch.expert.any())]
     policy.module.zero_grad(set_to_none=True)
     prepared = prepare(policy, batch, Objectives(trained, tuple(able)), beyond, ALONE)
     parameters = list(policy.named_parameters().values())
@@ -199,23 +201,23 @@ def _anew(
     backward(policy, prepared, comparison)
     cosines, norms = comparison.cosines(ALONE), comparison.norms()
     norm = clip_grad_norm_(parameters, math.inf).item()
-    first = Replayed(trained.label, "", shadow_outcome(trained, prepared.token_loss, None), norm)
+    first = Replayed(trained.label, "", shadow_outcome(trained, prepared.token_loss, None, prepared.expert), norm)
     done = {
-        o.label: Replayed(o.label, "", shadow_outcome(o, token_loss, cosine), norm)
+        o.label: Replayed(o.label, "", shadow_outcome(o, token_loss, cosine, prepared.expert), norm)
         for o, token_loss, cosine, norm in zip(able, prepared.shadows, cosines, norms, strict=True)
     }
-    rest = [done.get(o.label) or _lacking(o, o.needs - known) for o in others]
+    rest = [done.get(o.label) or _lacking(o, o.needs - known or frozenset({_OWN})) for o in others]
     return prepared.statistics, [first, *rest]
 
 
 def _derived(
     recording: Recording,
-    policy_logprobs: Tensor | None,
+    policy_logprobs: Tensor,
     names: frozenset[str],
     batch: StepBatch | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Those of the named fields of `Step` that follow from the rest of the record."""
-    if "proximal_logprobs" in names and recording.first_of_batch and policy_logprobs is not None:
+    if "proximal_logprobs" in names and recording.first_of_batch:
         yield "proximal_logprobs", policy_logprobs  # of the weights before the batch's first step: this one
     if "replayed" in names:
         yield "replayed", torch.full((len(recording.tokens["advantages"]),), recording.pass_number > 0)

@@ -16,8 +16,9 @@ MOST_STEPS = 20  # lines of the first table
 FILE_WIDTH = 120  # columns of what no terminal shows
 NOTHING = "-"
 REPEATED = ("loss", "token_ess", "sequence_ess")  # what is named first where it does not
-LEGEND = """*: trained; means over steps; w: what multiplies advantage x grad log policy;
-lr x: factor of the learning rate; worst: the step with the lowest w ESS"""
+LEGEND = """*: trained; means over steps; cut: tokens clipped, capped or masked; zero: without a score term;
+w: what multiplies advantage x grad log policy; lr x: factor of the learning rate;
+worst: the step with the lowest w ESS; log ratio: the largest |log ratio|, nats"""
 
 _MEANS: dict[str, Callable[[ShadowOutcome], float]] = {
     "loss": lambda o: o.loss,

@@ -36,14 +36,17 @@ class ShadowOutcome:
     cosine: float | None  # between its gradient and the one taken; None where they were not compared
 
 
-def shadow_outcome(objective: Objective, token_loss: TokenLoss, cosine: float | None) -> ShadowOutcome:
-    """Sums up what an objective says of the n >= 1 tokens of a step."""
-    weight = token_loss.weight.double()
+def shadow_outcome(
+    objective: Objective, token_loss: TokenLoss, cosine: float | None, expert: Tensor | None = None
+) -> ShadowOutcome:
+    """Sums up what an objective says of a step; shares and weights are of the n >= 1 tokens that no expert wrote."""
+    own = slice(None) if expert is None else ~expert
+    weight, cut = token_loss.weight[own].double(), token_loss.cut[own]
     ordered = weight.sort().values
     return ShadowOutcome(
         objective=objective.label,
         loss=token_loss.loss.item(),
-        cut_share=token_loss.cut.double().mean().item(),
+        cut_share=cut.double().mean().item(),
         zero_weight_share=(weight == 0).double().mean().item(),
         weight_mean=weight.mean().item(),
         weight_p1=_quantile(ordered, 0.01),

@@ -65,6 +65,7 @@ class Prepared:
     micro_batches: list[MicroBatch]  # of this rank
     kept: TokenOutputs | None  # with gradient, where the one forward pass serves both phases
     own: Step  # the tokens of this rank
+    expert: Tensor | None  # which tokens of all ranks an expert wrote
     mine: slice  # where they stand among the tokens of all ranks
     token_loss: TokenLoss  # of the tokens of all ranks
     shadows: list[TokenLoss]
@@ -84,6 +85,7 @@ def prepare(
         micro_batches=micro_batches,
         kept=kept,
         own=own,
+        expert=tokens.expert,
         mine=mine,
         token_loss=token_loss,
         shadows=[shadow(tokens) for shadow in objectives.shadows],
@@ -149,7 +151,10 @@ def take_step(
         loss=loss,
         grad_norm=norm,
         learning_rate=rate,
-        shadows=tuple(map(shadow_outcome, objectives.shadows, prepared.shadows, cosines)),
+        shadows=tuple(
+            shadow_outcome(shadow, token_loss, cosine, prepared.expert)
+            for shadow, token_loss, cosine in zip(objectives.shadows, prepared.shadows, cosines, strict=True)
+        ),
         seconds=time.monotonic() - started,
     )
 

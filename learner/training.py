@@ -17,6 +17,7 @@ from functools import partial
 from itertools import chain, pairwise, takewhile
 from typing import Any
 
+import numpy as np
 import torch
 
 from learner.checkpoint import CheckpointStore, TrainingState, collect_tensors
@@ -31,7 +32,7 @@ from learner.patience import Patience
 from learner.provision import Provision
 from learner.publish import Publisher, versions_to_keep
 from learner.recorder import Recorder
-from learner.records import observe_staleness, step_record
+from learner.records import step_record
 from learner.screening import Rules
 from learner.startup import Begin, config_row
 from learner.step import take_step
@@ -196,7 +197,7 @@ class Training:
         if outcome.skipped:
             self._skip(minibatch, outcome.skipped)
             return
-        observe_staleness(parts.metrics, staleness)
+        parts.metrics.staleness.observe(*np.unique(staleness, return_counts=True))
         self._skipped_in_a_row = 0
         self._steps_unpublished += 1
         for held in minibatch.held if last_pass else ():

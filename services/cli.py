@@ -218,6 +218,8 @@ def replay(
     Without --checkpoint from the log-probs that the learner had: the trained objective gives the recorded loss and
     ESS bit for bit. With it from those of other weights, gradients compared.
     """
+    if step is not None and steps != "..":
+        raise typer.BadParameter("give --step or --steps, not both")
     arguments = ["--steps", steps if step is None else str(step)]
     for name, values in (("--objective", objective), ("--set-knob", set_knob)):
         arguments += [part for value in values for part in (name, value)]

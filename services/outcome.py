@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.children import Child, death_notice
+from services.history import History
 from services.run_folder import CONFIG
 from shared.config import Config, secrets
 from shared.config.secrets import SECRET_KEYS
 from shared.errors import TrustbatchError
+
+COLLAPSED = 0.1  # token ESS
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class ChildDied(TrustbatchError):
         """Of the processes that are dead, with the run's own word for why."""
         short = why or " and ".join(f"{child.name} {child.ended()}" for child in dead)
         return cls("\n".join(part for part in (why, death_notice(dead)) if part), short)
+
+
+def went_far(history: History) -> tuple[float, int] | None:
+    """(token ESS, step) of the first step that lost nearly all of its batch's weight, if there is one."""
+    rows = [(row["token_ess"], row["step"]) for row in history.rows if row.get("token_ess") is not None]
+    return next(((ess, step) for ess, step in rows if ess < COLLAPSED), None)
 
 
 def stopped(signum: str, config: Config) -> Outcome:

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from services import run_folder
 from services.facts import ask_facts
+from services.history import read_history
 from services.objections import of_learner
-from services.outcome import Outcome
+from services.outcome import Outcome, went_far
 from services.report import PLOT, SUMMARY, write_report
 from services.supervisor import Supervisor
 from services.terminal import open_screen, summary_table
@@ -105,4 +106,10 @@ def _show_end(console: Console, errors: Console, config: Config, outcome: Outcom
         console.print(summary_table(outcome.summary))
     if outcome.exit_code:
         errors.print(outcome.reason, style="red", highlight=False, markup=False, soft_wrap=True)
+        far = went_far(read_history(config.run.folder))
+        if far is not None:
+            ess, step = far
+            hint = f"Token ESS fell to {ess:.3g} in step {step}: the policy had left its data behind; look at it with:"
+            look = f"  trustbatch replay {config.run.folder} --step {step}"
+            errors.print(hint, look, sep="\n", highlight=False, markup=False, soft_wrap=True)
     console.print(f"run folder {config.run.folder}", highlight=False, soft_wrap=True)

@@ -88,8 +88,8 @@ class Watch:
 
     def _advice(self, status: RunStatus | None) -> str:
         """How to start a rollout server, where none was asked for and none has come."""
-        mine = any(child.name.startswith("rollout:") for child in self._children)
-        if mine or (status is not None and any(member.alive for member in status.of_kind("rollout"))):
+        here = status is not None and any(member.alive for member in status.of_kind("rollout"))
+        if self._config.rollout.servers or here:
             return ""
         file = shlex.quote(str(self._config.run.folder / CONFIG))
         return f"There is no rollout server; start one: trustbatch rollout --config {file} --server-id r0"

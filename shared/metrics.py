@@ -6,18 +6,44 @@ function that sets it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from threading import Thread
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import HistogramMetricFamily
 
 from shared.records import StepRecord
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _VERSIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class StalenessHistogram:
+    """Staleness of every trained token; a step's millions of them are counted by value, not one by one."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def observe(self, values: Iterable[int], counts: Iterable[int]) -> None:
+        """Adds so many tokens of each staleness, versions."""
+        counted = dict(self._counts)
+        for value, count in zip(values, counts, strict=True):
+            counted[int(value)] = counted.get(int(value), 0) + int(count)
+        self._counts = counted  # replaced whole: a scrape reads in another thread
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """What prometheus_client asks for at every scrape."""
+        counts = self._counts
+        upto = [(f"{float(bound)}", sum(n for value, n in counts.items() if value <= bound)) for bound in _VERSIONS]
+        yield HistogramMetricFamily(
+            "trustbatch_staleness_versions",
+            "Versions between drawing a token and training on it, per trained token.",
+            buckets=[*upto, ("+Inf", sum(counts.values()))],
+            sum_value=sum(value * n for value, n in counts.items()),
+        )
 
 
 class LearnerMetrics:
@@ -37,12 +63,8 @@ class LearnerMetrics:
             name: Gauge(f"trustbatch_shadow_{name}", f"{text} Of a shadow objective.", ["objective"], registry=r)
             for name, text in _SHADOW_GAUGES.items()
         }
-        self.staleness = Histogram(
-            "trustbatch_staleness_versions",
-            "Versions between drawing a token and training on it, per trained token.",
-            buckets=_VERSIONS,
-            registry=r,
-        )
+        self.staleness = StalenessHistogram()
+        r.register(self.staleness)
         self.groups_applied = Counter(
             "trustbatch_groups_applied", "Groups that ended in an optimizer step.", registry=r
         )

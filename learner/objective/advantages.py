@@ -19,10 +19,11 @@ def group_advantages(rewards: Tensor, group_of: Tensor, normalization: Normaliza
         group_mean     r - mean                                      Dr. GRPO, arXiv 2503.20783
         leave_one_out  r - mean of the others                        RLOO, arXiv 2402.14740
 
-    A group of one, or of equal rewards, carries no signal: exactly 0.
+    A group of one, or of equal rewards, carries no signal: exactly 0. In a group with a reward that is not finite all
+    are NaN.
 
     Args:
-        rewards: [B], finite.
+        rewards: [B].
         group_of: [B], int64, 0..groups-1.
         normalization: which of the three.
 
@@ -33,7 +34,7 @@ def group_advantages(rewards: Tensor, group_of: Tensor, normalization: Normaliza
         ValueError: unknown normalization.
     """
     groups = int(group_of.max()) + 1 if group_of.numel() else 0
-    r = rewards.double()
+    r = torch.where(rewards.isfinite(), rewards, torch.nan).double()
     size = torch.zeros(groups, dtype=r.dtype, device=r.device).index_add(0, group_of, torch.ones_like(r))
     mean = torch.zeros_like(size).index_add(0, group_of, r) / size
     centered = r - mean[group_of]
@@ -51,10 +52,17 @@ def group_advantages(rewards: Tensor, group_of: Tensor, normalization: Normaliza
 
 
 def has_signal(rewards: Tensor, group_of: Tensor) -> Tensor:
-    """Which groups have unequal rewards: [groups], bool."""
+    """Which groups have unequal rewards, or one that is not finite: [groups], bool."""
     groups = int(group_of.max()) + 1 if group_of.numel() else 0
     low = torch.full((groups,), torch.inf, dtype=rewards.dtype, device=rewards.device)
     high = torch.full_like(low, -torch.inf)
     low = low.scatter_reduce(0, group_of, rewards, "amin")
     high = high.scatter_reduce(0, group_of, rewards, "amax")
-    return high > low
+    return (high > low) | is_broken(rewards, group_of)
+
+
+def is_broken(rewards: Tensor, group_of: Tensor) -> Tensor:
+    """Which groups have a reward that is not finite: [groups], bool."""
+    groups = int(group_of.max()) + 1 if group_of.numel() else 0
+    broken = (~rewards.isfinite()).long()
+    return torch.zeros(groups, dtype=broken.dtype, device=broken.device).index_add(0, group_of, broken) > 0

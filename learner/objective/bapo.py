@@ -7,7 +7,8 @@
 The search starts at (low_start, high_start) and raises c_high by high_step up to high_end, and only then c_low by
 low_step up to low_end, until share >= target_share. It carries no gradient. As written (in the paper and in its code) a
 negative token below c_low still counts, with c_low |A_t|: raising c_low takes its gradient but never raises the share,
-so c_low ends where it starts or, where c_high did not suffice, at low_end.
+so c_low ends where it starts or, where c_high did not suffice, at low_end. Raising c_high never lowers the share, since
+only positive tokens' pulls grow with it: its first step that balances is found by halving, whatever the steps' number.
 
 Source: Xi et al., "BAPO: Stabilizing Off-Policy Reinforcement Learning for LLMs via Balanced Policy Optimization with
 Adaptive Clipping", arXiv 2510.18927, its condition on the share and algorithm 1; target .4, ranges [.6, .9] and
@@ -19,6 +20,7 @@ stay where they start.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated
 
@@ -37,9 +39,9 @@ def bapo(
     low_start: Annotated[float, Bounds(0, 1)] = 0.6,
     low_end: Annotated[float, Bounds(0, 1)] = 0.9,
     low_step: Annotated[float, Bounds(0.001, 1)] = 0.02,
-    high_start: Annotated[float, Bounds(1)] = 1.2,
-    high_end: Annotated[float, Bounds(1)] = 3.0,
-    high_step: Annotated[float, Bounds(0.01)] = 0.05,
+    high_start: Annotated[float, Bounds(1, 1000)] = 1.2,
+    high_end: Annotated[float, Bounds(1, 1000)] = 3.0,
+    high_step: Annotated[float, Bounds(0.001, 1000)] = 0.05,
     aggregation: Aggregation = "token_mean",
 ) -> TokenLoss:
     """The BAPO loss of a step.
@@ -55,26 +57,40 @@ def bapo(
         high_step: by how much c_high rises at a time.
         aggregation: how tokens are averaged.
 
+    Raises:
+        ValueError: unknown aggregation.
+
     """
-    highs = _grid(high_start, high_end, high_step)
-    lows = _grid(low_start, low_end, low_step)
-    candidates = [(lows[0], high) for high in highs] + [(low, highs[-1]) for low in lows[1:]]
-    balanced = torch.stack([_is_balanced(step, low, high, target_share) for low, high in candidates])
-    balanced[-1] = True  # where the search ends if nothing balances
-    pairs = step.policy_logprobs.new_tensor(candidates)
-    low, high = pairs.index_select(0, balanced.int().argmax().reshape(1))[0]
+    moves = _moves(high_start, high_end, high_step)
+
+    def balanced_after(k: Tensor) -> Tensor:
+        return _is_balanced(step, low_start, high_start + k.double() * high_step, target_share)
+
+    taken = _first(moves + 1, balanced_after, step.policy_logprobs.device)
+    high = high_start + taken.clamp(max=moves).double() * high_step
+    low = low_start + (taken > moves).double() * (_moves(low_start, low_end, low_step) * low_step)
     surrogate = clipped_surrogate(step.log_ratio, step.advantages, 1 - low, high - 1)
     statistics = {"clip_low": low, "clip_high": high}
     return replace(aggregated(surrogate, token_weights(step, aggregation)), statistics=statistics)
 
 
-def _grid(start: float, end: float, step: float) -> list[float]:
-    """The starting bound and those that the search may move to, in order."""
-    moves = max(0, math.floor((end - start) / step + 1e-9))
-    return [start + k * step for k in range(moves + 1)]
+def _moves(start: float, end: float, step: float) -> int:
+    """How often a bound may move."""
+    return max(0, math.floor((end - start) / step + 1e-9))
 
 
-def _is_balanced(step: Step, low: float, high: float, target: float) -> Tensor:
+def _first(count: int, holds: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+    """The first of 0..count-1 from which on it holds, count if of none: [], int64. Nothing waits for the device."""
+    start = torch.zeros((), dtype=torch.int64, device=device)
+    end = start + count
+    for _ in range(count.bit_length()):
+        middle = (start + end) // 2
+        held = holds(middle)
+        start, end = torch.where(held, start, middle + 1), torch.where(held, middle, end)
+    return end
+
+
+def _is_balanced(step: Step, low: float, high: Tensor, target: float) -> Tensor:
     """Whether positive tokens carry the target share under these bounds: [], bool."""
     surrogate = clipped_surrogate(step.log_ratio, step.advantages, 1 - low, high - 1).value
     pull = step.behavior_logprobs.double().exp() * surrogate.double().abs()

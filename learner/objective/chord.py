@@ -30,7 +30,7 @@ def chord(
     *,
     mu: Annotated[float, Bounds(0, 1)] = 0.1,
     eps_low: Annotated[float, Bounds(0, 1)] = 0.2,
-    eps_high: Annotated[float, Bounds(0)] = 0.2,
+    eps_high: Annotated[float, Bounds(0, 1000)] = 0.2,
     expert_weight: Literal["undecided", "one"] = "undecided",
 ) -> TokenLoss:
     """The CHORD loss of a step.

@@ -23,7 +23,7 @@ def cispo(
     step: Step,
     *,
     eps_low: Annotated[float, Bounds(0, 1)] = 1.0,
-    eps_high: Annotated[float, Bounds(0)] = 4.0,
+    eps_high: Annotated[float, Bounds(0, 1000)] = 4.0,
     aggregation: Aggregation = "token_mean",
 ) -> TokenLoss:
     """The CISPO loss of a step.

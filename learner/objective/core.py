@@ -13,6 +13,7 @@ another objective would have done on the same tokens costs no pass of its own.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -130,23 +131,23 @@ def sequence_sum(values: Tensor, step: Step) -> Tensor:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Between which a knob's value must lie."""
+    """Between which a knob's value must lie, both ends allowed."""
 
-    least: float = -float("inf")
-    most: float = float("inf")
-    exclusive: bool = False  # neither end itself
+    least: float
+    most: float
 
     def __contains__(self, value: float) -> bool:
-        if self.exclusive:
-            return self.least < value < self.most
         return self.least <= value <= self.most
 
     def __str__(self) -> str:
-        return f"({self.least:g}, {self.most:g})" if self.exclusive else f"[{self.least:g}, {self.most:g}]"
+        return f"from {self.least:g} to {self.most:g}"
 
 
 def needs(*fields: str, when: Callable[[Mapping[str, Any]], bool] | None = None) -> Callable[[F], F]:
-    """Declares that an objective needs these optional fields of Step, always or for some values of its knobs."""
+    """Declares that an objective needs these optional fields of Step, always or for some values of its knobs.
+
+    `when` is asked with every knob of the objective, those that are not given at their defaults.
+    """
 
     def declare(function: F) -> F:
         earlier = getattr(function, "_needs", ())
@@ -157,6 +158,8 @@ def needs(*fields: str, when: Callable[[Mapping[str, Any]], bool] | None = None)
 
 
 def needs_of(function: Callable[..., Any], knobs: Mapping[str, Any]) -> frozenset[str]:
-    """The optional fields of Step that an objective needs with these knobs."""
+    """The optional fields of Step that an objective needs with these knobs, the others at their defaults."""
     declared = getattr(function, "_needs", ())
-    return frozenset(name for fields, when in declared if when is None or when(knobs) for name in fields)
+    parameters = inspect.signature(function).parameters.values()
+    set_to = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | dict(knobs)
+    return frozenset(name for fields, when in declared if when is None or when(set_to) for name in fields)

@@ -28,8 +28,8 @@ def decoupled_ppo(
     step: Step,
     *,
     eps_low: Annotated[float, Bounds(0, 1)] = 0.2,
-    eps_high: Annotated[float, Bounds(0)] = 0.2,
-    cap: Annotated[float, Bounds(1)] = 5.0,
+    eps_high: Annotated[float, Bounds(0, 1000)] = 0.2,
+    cap: Annotated[float, Bounds(1, 1000)] = 5.0,
     over_cap: OverCap = "truncate",
     aggregation: Aggregation = "token_mean",
 ) -> TokenLoss:

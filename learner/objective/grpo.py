@@ -20,7 +20,7 @@ def grpo(
     step: Step,
     *,
     eps_low: Annotated[float, Bounds(0, 1)] = 0.2,
-    eps_high: Annotated[float, Bounds(0)] = 0.2,
+    eps_high: Annotated[float, Bounds(0, 1000)] = 0.2,
     aggregation: Aggregation = "sequence_mean",
 ) -> TokenLoss:
     """The GRPO loss of a step.

@@ -25,7 +25,7 @@ def gspo(
     step: Step,
     *,
     eps_low: Annotated[float, Bounds(0, 1)] = 3e-4,
-    eps_high: Annotated[float, Bounds(0)] = 4e-4,
+    eps_high: Annotated[float, Bounds(0, 1000)] = 4e-4,
 ) -> TokenLoss:
     """The GSPO loss of a step.
 

@@ -35,20 +35,22 @@ def kl_value_and_slope(log_ratio: Tensor, estimator: KlEstimator) -> tuple[Tenso
         estimator: "unbiased" or "k3".
 
     Returns:
-        value [N] in nats and slope [N], so that the gradient is slope * grad policy_logprobs.
+        value [N] in nats and slope [N], so that the gradient is slope * grad policy_logprobs; dtype of log_ratio.
+        Within they are float64: near d = 0 the terms of a value cancel but for d^2 / 2.
 
     Raises:
         ValueError: unknown estimator.
     """
-    d = log_ratio.detach()
+    dtype = log_ratio.dtype
+    d = log_ratio.detach().double()
     if estimator == "unbiased":
         ratio = d.exp()
-        return ratio * d - torch.expm1(d), ratio * d
+        return (ratio * d - torch.expm1(d)).to(dtype), (ratio * d).to(dtype)
     if estimator == "k3":
         near = d.clamp(min=K3_LINEAR_BELOW)
         slope = -torch.expm1(-near)
         value = near + torch.expm1(-near) + slope * (d - near)
-        return value, slope
+        return value.to(dtype), slope.to(dtype)
     raise ValueError(f"kl_estimator {estimator!r} is none of 'unbiased', 'k3'")
 
 
@@ -66,8 +68,19 @@ def kl_to(log_ratio: Tensor, d: Tensor, estimator: KlEstimator) -> tuple[Tensor,
         d: [N], policy - other, nats.
         estimator: "unbiased" or "k3".
 
+    Returns:
+        value and slope, [N], dtype of log_ratio; within they are float64.
+
+    Raises:
+        ValueError: unknown estimator.
+
     """
-    if estimator == "unbiased":
-        ratio = log_ratio.exp()
-        return ratio * (d - 1) + (log_ratio - d).exp(), ratio * d
-    return kl_value_and_slope(d, estimator)
+    dtype = log_ratio.dtype
+    if estimator != "unbiased":
+        value, slope = kl_value_and_slope(d, estimator)
+        return value.to(dtype), slope.to(dtype)
+    log_ratio, d = log_ratio.detach().double(), d.detach().double()
+    ratio = log_ratio.exp()
+    near = ratio * (d + torch.expm1(-d))  # exp(-d) overflows far from 0, where the ratio may be 0
+    far = ratio * (d - 1) + (log_ratio - d).exp()  # cancels near 0
+    return torch.where(d.abs() < 1, near, far).to(dtype), (ratio * d).to(dtype)

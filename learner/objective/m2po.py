@@ -21,23 +21,32 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from learner.objective.aggregation import token_mean
+from learner.objective.aggregation import Aggregation, token_weights
 from learner.objective.core import Bounds, Step, TokenLoss
 from learner.objective.surrogates import finite_or_nan
 
 
-def m2po(step: Step, *, second_moment: Annotated[float, Bounds(0)] = 0.04) -> TokenLoss:
+def m2po(
+    step: Step,
+    *,
+    second_moment: Annotated[float, Bounds(0, 1000)] = 0.04,
+    aggregation: Aggregation = "token_mean",
+) -> TokenLoss:
     """The M2PO loss of a step.
 
     Args:
         step: the step's tokens.
         second_moment: the mean of log_ratio^2 that the trust region's tokens may keep, nats^2.
+        aggregation: how tokens are averaged: the paper's, or another.
+
+    Raises:
+        ValueError: unknown aggregation.
 
     """
     log_ratio = finite_or_nan(step.log_ratio)
     cut = beyond_second_moment(log_ratio, step.advantages, second_moment)
     weight = torch.where(cut, 0.0, log_ratio.exp())
-    surrogate = -token_mean(step) * weight * step.advantages
+    surrogate = -token_weights(step, aggregation) * weight * step.advantages
     return TokenLoss(value=surrogate, slope=surrogate, weight=weight, cut=cut)
 
 

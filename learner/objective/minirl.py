@@ -28,8 +28,8 @@ def minirl(
     step: Step,
     *,
     eps_low: Annotated[float, Bounds(0, 1)] = 0.2,
-    eps_high: Annotated[float, Bounds(0)] = 0.27,
-    cap: Annotated[float, Bounds(0, exclusive=True)] = 5.0,
+    eps_high: Annotated[float, Bounds(0, 1000)] = 0.27,
+    cap: Annotated[float, Bounds(0.001, 1000)] = 5.0,
 ) -> TokenLoss:
     """The MiniRL loss of a step.
 

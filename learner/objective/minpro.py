@@ -28,7 +28,7 @@ def minpro(
     step: Step,
     *,
     eps_low: Annotated[float, Bounds(0, 1)] = 1.0,
-    eps_high: Annotated[float, Bounds(0)] = 4.0,
+    eps_high: Annotated[float, Bounds(0, 1000)] = 4.0,
     aggregation: Aggregation = "token_mean",
 ) -> TokenLoss:
     """The MinPRO loss of a step.

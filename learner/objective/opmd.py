@@ -33,7 +33,7 @@ Departure = Literal["token", "sequence"]
 def opmd(
     step: Step,
     *,
-    tau: Annotated[float, Bounds(0)] = 1.0,
+    tau: Annotated[float, Bounds(0, 1000)] = 1.0,
     aggregation: Aggregation = "token_mean",
 ) -> TokenLoss:
     """The OPMD loss of a step.
@@ -52,7 +52,7 @@ def opmd(
 def asymre(
     step: Step,
     *,
-    baseline_shift: float = -0.1,
+    baseline_shift: Annotated[float, Bounds(-100, 100)] = -0.1,
     aggregation: Aggregation = "token_mean",
 ) -> TokenLoss:
     """The AsymRE loss of a step, from its rewards: the step's advantages are not read.
@@ -76,7 +76,7 @@ def asymre(
 def kimi_pmd(
     step: Step,
     *,
-    coefficient: Annotated[float, Bounds(0)] = 0.1,
+    coefficient: Annotated[float, Bounds(0, 100)] = 0.1,
     departure: Departure = "token",
     aggregation: Aggregation = "token_mean",
 ) -> TokenLoss:

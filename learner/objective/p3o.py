@@ -5,7 +5,11 @@
     loss        = (1/n) sum_t [ - sg(min(ratio_t, ess)) A_t policy_logprobs_t + (1 - ess) KL_t(policy || behavior) ]
 
 over the n trained tokens of one optimizer step; sg stops the gradient and ess carries none. On-policy data has
-ess 1: the loss is REINFORCE's. There is no clip range and no KL coefficient.
+ess 1: the loss is REINFORCE's. There is no clip range and no KL coefficient. With another `aggregation` the 1/n before
+the sum, of both terms, becomes that one's weight of the token; the ESS is of the tokens, each counted once, as ever.
+
+1 - ess is taken in float64: in float32 it would be 0, or rounding alone, where the policy has hardly moved. A token is
+`cut` where the cap takes more than a millionth of its weight: what rounding leaves of an ESS of 1 cuts nothing.
 
 Source: Fakoor, Aubry, Stranges, Smola, "Trust the Batch, On- or Off-Policy: Adaptive Policy Optimization for RL
 Post-Training", arXiv 2605.12380 (2026). Deviations: the KL estimator is a choice (the paper's code uses k3), the
@@ -20,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from learner.objective.aggregation import token_mean
+from learner.objective.aggregation import Aggregation, token_weights
 from learner.objective.core import Step, TokenLoss, needs
 from learner.objective.ess import segment_weight_sums, sequence_log_ratios, weight_sums
 from learner.objective.kl import KlEstimator, kl_value_and_slope
@@ -28,14 +32,18 @@ from learner.objective.kl import KlEstimator, kl_value_and_slope
 EssScope = Literal["step", "micro_batch", "completion"]
 StepScale = Literal["none", "sqrt_sequence_ess", "sequence_ess"]
 
+CUT_FROM = 1e-6
+"""The part of a weight that the cap must take for the token to count as cut."""
 
-@needs("micro_batch_of", when=lambda knobs: knobs.get("ess_scope") == "micro_batch")
+
+@needs("micro_batch_of", when=lambda knobs: knobs["ess_scope"] == "micro_batch")
 def p3o(
     step: Step,
     *,
     kl_estimator: KlEstimator = "unbiased",
     ess_scope: EssScope = "step",
     step_scale: StepScale = "none",
+    aggregation: Aggregation = "token_mean",
 ) -> TokenLoss:
     """The P3O loss of a step.
 
@@ -45,25 +53,32 @@ def p3o(
         ess_scope: whose ratios a token's ESS is of: all of the step's; its micro-batch's, as in the public code
             (then the same data is trusted more only because it was cut smaller); its completion's.
         step_scale: the learning rate of the step is multiplied by this statistic of it.
+        aggregation: how tokens are averaged: the paper's, or another.
 
     Raises:
         ValueError: an unknown choice.
 
     """
     log_ratio = step.log_ratio
-    ess = scoped_ess(step, log_ratio, ess_scope).to(log_ratio.dtype)
-    ratio = log_ratio.exp()
-    weight = torch.minimum(ratio, ess)
+    ess = scoped_ess(step, log_ratio, ess_scope)
+    weight, cut = capped(log_ratio.exp(), ess)
+    pull = (1 - ess).to(log_ratio.dtype)
     kl, kl_slope = kl_value_and_slope(log_ratio, kl_estimator)
-    mean = token_mean(step)
+    mean = token_weights(step, aggregation)
     return TokenLoss(
-        value=mean * (-weight * step.advantages * step.policy_logprobs + (1 - ess) * kl),
-        slope=mean * (-weight * step.advantages + (1 - ess) * kl_slope),
+        value=mean * (-weight * step.advantages * step.policy_logprobs + pull * kl),
+        slope=mean * (-weight * step.advantages + pull * kl_slope),
         weight=weight,
-        cut=ratio > ess,
+        cut=cut,
         step_factor=scale_of(step, step_scale),
         statistics={"ess": ess.mean(), "kl": kl.mean()},
     )
+
+
+def capped(ratio: Tensor, ess: Tensor) -> tuple[Tensor, Tensor]:
+    """min(ratio, ess) in the ratio's dtype, and where the cap took more than `CUT_FROM` of it: [n] each."""
+    weight = torch.minimum(ratio, ess.to(ratio.dtype))
+    return weight, weight < (1 - CUT_FROM) * ratio
 
 
 def scoped_ess(step: Step, log_ratio: Tensor, scope: EssScope) -> Tensor:

@@ -6,13 +6,14 @@
     loss     = (1/n) sum_t [ - sg(min(ratio_t, ess)) A_t policy_logprobs_t + (1 - ess) KL_t(policy || mixture) ]
 
 over the n trained tokens of one optimizer step; no ESS carries a gradient, nor does the mixture. With proximal equal
-to behavior it is P3O; with every ESS 1 it is REINFORCE.
+to behavior it is P3O; with every ESS 1 it is REINFORCE. `cut` and another `aggregation` than 1/n are P3O's.
 
 The estimators of the KL to the mixture are those of `learner.objective.kl.kl_to`.
 
 Source: FeynRL (FeynRL-project/FeynRL, algs/P4O/p4o.py); no paper. Deviations are P3O's: the estimator is a choice
 (the public code uses k3), the ESS covers the whole step (there a micro-batch), a non-finite ESS stays non-finite
-(there it reads 1), and no KL weight below 1e-6 is rounded to 0.
+(there it reads 1), and a KL weight below 1e-6 stays what it is (there it is 0): 1 - ess is taken in float64, and so is
+the log ratio to the mixture.
 """
 
 from __future__ import annotations
@@ -20,41 +21,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learner.objective.aggregation import token_mean
+from learner.objective.aggregation import Aggregation, token_weights
 from learner.objective.core import Step, TokenLoss, needs
 from learner.objective.ess import weight_sums
 from learner.objective.kl import KlEstimator, kl_to
+from learner.objective.p3o import capped
 
 
 @needs("proximal_logprobs")
-def p4o(step: Step, *, kl_estimator: KlEstimator = "unbiased") -> TokenLoss:
+def p4o(step: Step, *, kl_estimator: KlEstimator = "unbiased", aggregation: Aggregation = "token_mean") -> TokenLoss:
     """The P4O loss of a step.
 
     Args:
         step: the step's tokens.
         kl_estimator: of the KL to the mixture.
+        aggregation: how tokens are averaged: the public code's, or another.
 
     Raises:
-        ValueError: an unknown estimator.
+        ValueError: an unknown choice.
 
     """
     assert step.proximal_logprobs is not None, "declared as needed"
     log_ratio = step.log_ratio
     ess_behavior = weight_sums(log_ratio).ess
     ess_proximal = weight_sums(step.policy_logprobs - step.proximal_logprobs).ess
-    ess = torch.minimum(ess_behavior, ess_proximal).to(log_ratio.dtype)
-    log_mixture = mixture_logprobs(
-        step.behavior_logprobs, step.proximal_logprobs, 1 - ess_behavior, 1 - ess_proximal
-    ).to(log_ratio.dtype)
+    ess = torch.minimum(ess_behavior, ess_proximal)
+    log_mixture = mixture_logprobs(step.behavior_logprobs, step.proximal_logprobs, 1 - ess_behavior, 1 - ess_proximal)
     kl, kl_slope = kl_to(log_ratio, step.policy_logprobs - log_mixture, kl_estimator)
-    ratio = log_ratio.exp()
-    weight = torch.minimum(ratio, ess)
-    mean = token_mean(step)
+    weight, cut = capped(log_ratio.exp(), ess)
+    pull = (1 - ess).to(log_ratio.dtype)
+    mean = token_weights(step, aggregation)
     return TokenLoss(
-        value=mean * (-weight * step.advantages * step.policy_logprobs + (1 - ess) * kl),
-        slope=mean * (-weight * step.advantages + (1 - ess) * kl_slope),
+        value=mean * (-weight * step.advantages * step.policy_logprobs + pull * kl),
+        slope=mean * (-weight * step.advantages + pull * kl_slope),
         weight=weight,
-        cut=ratio > ess,
+        cut=cut,
         statistics={"ess_behavior": ess_behavior, "ess_proximal": ess_proximal, "kl": kl.mean()},
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -62,7 +61,15 @@ OBJECTIVES: dict[str, ObjectiveFunction] = {
     "remix": remix,
 }
 
-ALIASES: dict[str, str] = {"aipo": "truncated_is"}
+ALIASES: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "ppo": ("grpo", {"aggregation": "token_mean"}),
+    "dr_grpo": ("grpo", {"aggregation": "sequence_sum"}),  # its loss; its advantage is learner.advantage=group_mean
+    "tis": ("truncated_is", {}),
+    "aipo": ("truncated_is", {}),
+    "decoupled": ("decoupled_ppo", {}),
+    "areal": ("decoupled_ppo", {}),
+}
+"""Other names: of which objective, and the knobs that the name stands for."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +79,14 @@ class Knob:
     name: str
     default: float | int | bool | str
     kind: type
-    bounds: Bounds
-    choices: tuple[str, ...]  # empty where it is a number
+    bounds: Bounds | None  # of a number
+    choices: tuple[str, ...]  # empty where it is a number or a bool
 
     def allowed(self) -> str:
         """What may be given, in words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        return "true or false" if self.kind is bool else f"{self.kind.__name__} in {self.bounds}"
+        return f"a number {self.bounds}" if self.bounds else "true or false"
 
 
 @dataclass(frozen=True)
@@ -105,33 +112,43 @@ class Objective:
         return self.function(step)
 
 
+def canonical(name: str) -> tuple[str, dict[str, Any]]:
+    """The objective that a name or an alias means, and the knobs that the alias stands for; others stay as they are."""
+    own, preset = ALIASES.get(name, (name, {}))
+    return own, dict(preset)
+
+
 def build(name: str, knobs: Mapping[str, Any] | None = None) -> Objective:
-    """The named objective with these knobs, the others at their defaults.
+    """The named objective with these knobs, then those of its alias, the others at their defaults.
 
     Raises:
         ValueError: no such objective or knob, or a value outside its bounds; says what is allowed.
 
     """
-    canonical = ALIASES.get(name, name)
-    if canonical not in OBJECTIVES:
-        near = difflib.get_close_matches(name, [*OBJECTIVES, *ALIASES], n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(OBJECTIVES))}"
-        raise ValueError(f"objective {name!r} is not known; {hint}")
-    function = OBJECTIVES[canonical]
+    own_name, preset = canonical(name)
+    if own_name not in OBJECTIVES:
+        raise ValueError(f"objective {name!r} is not known; {_hint(name)}")
+    function = OBJECTIVES[own_name]
     own = {knob.name: knob for knob in knobs_of(function)}
     added = {knob.name: knob for knob in knobs_of(regularized)}
     known = own | added
-    given = dict(knobs or {})
+    given = preset | dict(knobs or {})
     for key, value in given.items():
         if key not in known:
-            raise ValueError(f"objective {canonical!r} has no knob {key!r}; it has: {', '.join(known)}")
-        given[key] = _checked(canonical, known[key], value)
+            raise ValueError(f"objective {own_name!r} has no knob {key!r}; it has: {', '.join(known)}")
+        given[key] = _checked(own_name, known[key], value)
     needs = needs_of(function, given) | needs_of(regularized, given)
     call = _composed(
         functools.partial(function, **{key: given[key] for key in given if key in own}),
         functools.partial(regularized, **{key: given[key] for key in given if key in added}),
     )
-    return Objective(canonical, given, needs, call)
+    return Objective(own_name, given, needs, call)
+
+
+def _hint(name: str) -> str:
+    near = difflib.get_close_matches(name, [*OBJECTIVES, *ALIASES], n=3)
+    near.sort(key=lambda other: other in ALIASES)  # objectives before other names
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(OBJECTIVES))}"
 
 
 def _composed(
@@ -148,7 +165,7 @@ def knobs_of(function: ObjectiveFunction) -> list[Knob]:
 
 
 def _knob(name: str, default: Any, hint: Any) -> Knob:
-    bounds = Bounds()
+    bounds = None
     if get_origin(hint) is Annotated:
         hint, bounds = get_args(hint)
     choices = tuple(str(choice) for choice in get_args(hint)) if get_origin(hint) is Literal else ()
@@ -156,13 +173,23 @@ def _knob(name: str, default: Any, hint: Any) -> Knob:
 
 
 def _checked(objective: str, knob: Knob, value: Any) -> Any:
-    if knob.choices:
-        good = value in knob.choices
-    elif knob.kind is bool:
-        good = isinstance(value, bool)
+    """The value in the knob's own type. Raises ValueError where it is none that is allowed."""
+    if knob.choices or knob.kind is bool:
+        good = value in knob.choices if knob.choices else isinstance(value, bool)
     else:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        good = number and value in knob.bounds and (knob.kind is float or value == int(value))
+        number = _number(value)
+        good = number is not None and knob.bounds is not None and number in knob.bounds
+        value = number if good else value
     if not good:
         raise ValueError(f"objective {objective!r}: {knob.name} must be {knob.allowed()}, not {value!r}")
-    return value if knob.choices else knob.kind(value)
+    return value
+
+
+def _number(value: Any) -> float | None:
+    """A number, also one that YAML 1.1 takes for a string: 3e-4 has no dot."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None

@@ -23,8 +23,8 @@ from learner.objective.core import Bounds, Step, TokenLoss, needs
 from learner.objective.kl import KlEstimator, kl_to
 
 
-@needs("entropy", when=lambda knobs: knobs.get("entropy_weight", 0) > 0)
-@needs("ref_logprobs", when=lambda knobs: knobs.get("ref_kl_weight", 0) > 0)
+@needs("entropy", when=lambda knobs: knobs["entropy_weight"] > 0)
+@needs("ref_logprobs", when=lambda knobs: knobs["ref_kl_weight"] > 0)
 def regularized(
     token_loss: TokenLoss,
     step: Step,

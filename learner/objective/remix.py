@@ -12,9 +12,9 @@ stable, and the policy before the batch before this one, which lets it move.
 Source: Liang et al., "Squeeze the Soaked Sponge: Efficient Off-policy Reinforcement Finetuning for Large Language
 Model", arXiv 2507.06892 (Mix-PPG and the KL-convex constraint); the clip is GePPO's, arXiv 2111.00072. From notes on
 the paper, whose text could not be read: eps, kl_weight and the estimator are not in them, so they are PPO's .2 and the
-public trainer's .001. The paper lowers base_share from 1 by .1 every 10 steps after step 50, down to .5, and after T
-steps makes the policy its own new reference and replays no more: both are schedules, the caller's. Its .4 of replayed
-data is the stream's own staleness here, or `learner.passes`.
+public trainer's .001. The paper lowers base_share from 1 by .1 every 10 steps after step 50, down to .5, which is the
+default here, and after T steps makes the policy its own new reference and replays no more: both are schedules, the
+caller's. Its .4 of replayed data is the stream's own staleness here, or `learner.passes`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from torch import Tensor
 from learner.objective.aggregation import Aggregation, token_weights
 from learner.objective.core import Bounds, Step, TokenLoss, needs
 from learner.objective.kl import KlEstimator, kl_to
-from learner.objective.surrogates import finite_or_nan
+from learner.objective.surrogates import Surrogate, aggregated, finite_or_nan
 
 
-@needs("proximal_logprobs", "preceding_logprobs", "ref_logprobs")
+@needs("proximal_logprobs")
+@needs("ref_logprobs", when=lambda knobs: knobs["kl_weight"] > 0 and knobs["base_share"] > 0)
+@needs("preceding_logprobs", when=lambda knobs: knobs["kl_weight"] > 0 and knobs["base_share"] < 1)
 def remix(
     step: Step,
     *,
-    eps: Annotated[float, Bounds(0)] = 0.2,
+    eps: Annotated[float, Bounds(0, 1000)] = 0.2,
     kl_weight: Annotated[float, Bounds(0, 100)] = 0.001,
-    base_share: Annotated[float, Bounds(0, 1)] = 1.0,
+    base_share: Annotated[float, Bounds(0, 1)] = 0.5,
     kl_estimator: KlEstimator = "unbiased",
     aggregation: Aggregation = "token_mean",
 ) -> TokenLoss:
@@ -45,8 +47,8 @@ def remix(
     Args:
         step: the step's tokens.
         eps: how far the ratio may go from where the batch began, in the direction of the advantage.
-        kl_weight: of both anchors together.
-        base_share: the reference's share of it; the preceding policy has the rest.
+        kl_weight: of both anchors together; 0 asks for neither.
+        base_share: the reference's share of it; the preceding policy has the rest. Who has no share is not asked for.
         kl_estimator: see `learner.objective.kl`.
         aggregation: how tokens are averaged.
 
@@ -61,11 +63,14 @@ def remix(
     cut = ((advantages > 0) & (ratio > centre + eps)) | ((advantages < 0) & (ratio < centre - eps))
     clipped = torch.minimum(torch.maximum(ratio, centre - eps), centre + eps)
     weight = torch.where(cut, 0.0, ratio)
-    kl, kl_slope = _anchored(step, base_share, kl_estimator)
+    surrogate = Surrogate(-torch.minimum(ratio * advantages, clipped * advantages), -weight * advantages, weight, cut)
     mean = token_weights(step, aggregation)
+    if kl_weight == 0:
+        return aggregated(surrogate, mean)
+    kl, kl_slope = _anchored(step, base_share, kl_estimator)
     return TokenLoss(
-        value=mean * (-torch.minimum(ratio * advantages, clipped * advantages) + kl_weight * kl),
-        slope=mean * (-weight * advantages + kl_weight * kl_slope),
+        value=mean * (surrogate.value + kl_weight * kl),
+        slope=mean * (surrogate.slope + kl_weight * kl_slope),
         weight=weight,
         cut=cut,
         statistics={"kl": kl.mean()},
@@ -73,10 +78,11 @@ def remix(
 
 
 def _anchored(step: Step, base_share: float, estimator: KlEstimator) -> tuple[Tensor, Tensor]:
-    """The convex KL of each token and its derivative, [n] each."""
-    assert step.ref_logprobs is not None, "declared as needed"
-    assert step.preceding_logprobs is not None, "declared as needed"
-    to_base, base_slope = kl_to(step.log_ratio, step.policy_logprobs - step.ref_logprobs, estimator)
-    to_preceding, slope = kl_to(step.log_ratio, step.policy_logprobs - step.preceding_logprobs, estimator)
-    rest = 1 - base_share
-    return base_share * to_base + rest * to_preceding, base_share * base_slope + rest * slope
+    """The convex KL of each token and its derivative, [n] each; an anchor without a share is not looked at."""
+    value, slope = torch.zeros_like(step.log_ratio), torch.zeros_like(step.log_ratio)
+    for share, anchor in ((base_share, step.ref_logprobs), (1 - base_share, step.preceding_logprobs)):
+        if share > 0:
+            assert anchor is not None, "declared as needed"
+            kl, kl_slope = kl_to(step.log_ratio, step.policy_logprobs - anchor, estimator)
+            value, slope = value + share * kl, slope + share * kl_slope
+    return value, slope

@@ -24,8 +24,8 @@ from learner.objective.surrogates import Surrogate, aggregated, finite_or_nan
 def sapo(
     step: Step,
     *,
-    tau_positive: Annotated[float, Bounds(0, exclusive=True)] = 1.0,
-    tau_negative: Annotated[float, Bounds(0, exclusive=True)] = 1.05,
+    tau_positive: Annotated[float, Bounds(0.001, 100)] = 1.0,
+    tau_negative: Annotated[float, Bounds(0.001, 100)] = 1.05,
     aggregation: Aggregation = "sequence_mean",
 ) -> TokenLoss:
     """The SAPO loss of a step.

@@ -21,7 +21,7 @@ from learner.objective.surrogates import finite_or_nan, weighted_score
 def truncated_is(
     step: Step,
     *,
-    cap: Annotated[float, Bounds(0, exclusive=True)] = 2.0,
+    cap: Annotated[float, Bounds(0.001, 1000)] = 2.0,
     aggregation: Aggregation = "token_mean",
 ) -> TokenLoss:
     """The truncated importance sampling loss of a step.

@@ -38,7 +38,7 @@ GradientProxy = Literal["one_minus_prob", "length", "none"]
 def vcpo(
     step: Step,
     *,
-    cap: Annotated[float, Bounds(0, exclusive=True)] = 8.0,
+    cap: Annotated[float, Bounds(0.001, 1000)] = 8.0,
     gradient_proxy: GradientProxy = "one_minus_prob",
     on_policy_ess: Annotated[float, Bounds(0.001, 1)] = 1.0,
     divide_by_std: bool = False,

@@ -249,6 +249,11 @@ class ObjectiveConfig(Section):
 
     name: str = "p3o"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
     @property
     def knobs(self) -> dict[str, Any]:
         """What is set beside the name."""

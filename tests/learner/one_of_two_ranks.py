@@ -18,6 +18,7 @@ import torch.distributed as dist
 from learner.model import PolicyModel
 from learner.objective.core import Step
 from learner.objective.registry import build
+from learner.objective.statistics import RatioStatistics, ratio_statistics
 from learner.objectives import Objectives
 from learner.ranks import Ranks
 from shared.types import Group
@@ -49,6 +50,7 @@ def main(rank: int, model: Path, folder: Path) -> None:
                 found["gradients"][name, share, case] = stale.gradient_of(policy)
     found["cosines"] = cosines(stale.load(model, torch.float64), groups, ranks, rank)
     found["skipped"] = skipped(stale.load(model), groups, ranks, rank)
+    found["statistics"] = merged(rank)
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -80,6 +82,20 @@ def gathered(ranks: Ranks, rank: int) -> dict[str, Any]:
     """Every field of the whole step, and where this rank's tokens are."""
     whole, mine = ranks.gather(step_of(rank))
     return {**vars(whole), "mine": (mine.start, mine.stop)}
+
+
+def log_ratios(rank: int) -> torch.Tensor:
+    """Of this rank's tokens; uneven."""
+    return torch.linspace(-2.0, 1.0 + rank, step_of(rank).tokens, dtype=torch.float64)
+
+
+def merged(rank: int) -> torch.Tensor:
+    """Statistics of both ranks' tokens, of which each rank has sent only its own statistics."""
+    own = step_of(rank)
+    packed = ratio_statistics(log_ratios(rank), own.sequence_of, own.sequences).pack()
+    pieces = [torch.empty_like(packed) for _ in range(2)]
+    dist.all_gather(pieces, packed)
+    return RatioStatistics.unpack(pieces[0]).merge(RatioStatistics.unpack(pieces[1])).pack()
 
 
 def cosines(policy: PolicyModel, groups: list[Group], ranks: Ranks, rank: int) -> list[float | None]:

@@ -34,3 +34,5 @@ def test_every_objective_is_described_with_its_knobs() -> None:
     for name in OBJECTIVES:
         assert f"\n{name}" in "\n" + text
     assert "kl_estimator = 'unbiased': one of unbiased, k3" in text
+    assert "eps_low = 0.2: a number from 0 to 1" in text
+    assert "grpo (also ppo aggregation=token_mean, dr_grpo aggregation=sequence_sum)" in text

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from learner.objective.registry import OBJECTIVES, build
+from learner.objective.statistics import RatioStatistics, ratio_statistics
 from learner.objectives import Objectives
 from learner.ranks import Ranks
 from shared.types import Group
 from tests.learner import stale
-from tests.learner.one_of_two_ranks import COMPARED, DTYPES, SHARES, step_of
+from tests.learner.one_of_two_ranks import COMPARED, DTYPES, SHARES, log_ratios, step_of
 
 pytestmark = pytest.mark.system  # two processes besides this one
 
@@ -132,6 +133,18 @@ def test_every_field_keeps_its_dtype_over_ranks(two_ranks: list[dict[str, Any]])
     for found in two_ranks:
         for name, value in vars(step_of(0)).items():
             assert value is None or found["gathered"][name].dtype == value.dtype, name
+
+
+def test_statistics_merged_over_ranks_are_those_of_all_tokens(two_ranks: list[dict[str, Any]]) -> None:
+    first, second = step_of(0), step_of(1)
+    sequence_of = torch.cat([first.sequence_of, second.sequence_of + first.sequences])
+    d = torch.cat([log_ratios(0), log_ratios(1)])
+    whole = ratio_statistics(d, sequence_of, first.sequences + second.sequences)
+    expected = vars(whole.summary())
+    assert 0 < expected["token_ess"] < 0.9
+    for found in two_ranks:
+        merged = vars(RatioStatistics.unpack(found["statistics"]).summary())
+        assert merged == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
 def test_one_process_alone_has_the_whole_step() -> None:

@@ -195,6 +195,19 @@ def test_a_disk_that_refuses_costs_the_recording_and_nothing_else(world: World) 
     assert [row["step"] for row in world.lines("history.jsonl")] == [1]
 
 
+def test_a_step_that_cannot_be_encoded_costs_the_recording_and_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(recording: object) -> bytes:
+        raise ValueError(f"{type(recording).__name__}: too large for one frame")
+
+    monkeypatch.setattr("learner.recorder.encode", refuse)
+    learner = world.learner()
+    world.append(4)
+    assert learner.iterate()
+    assert [row["step"] for row in world.lines("history.jsonl")] == [1]
+
+
 def test_an_operator_changes_the_bound_of_a_live_run(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     learner = world.learner()
     (world.config.run.folder / "config.yaml").write_text(dump_config(world.config))

@@ -132,3 +132,18 @@ def test_arrays_that_do_not_fit_together_are_refused(name: str, value: object) -
     tokens = {key: column(array) for key, array in recording().tokens.items()}
     with pytest.raises(DecodeError, match=f"tokens.{name}"):
         decode(resealed({"tokens": {**tokens, name: value}}))
+
+
+@pytest.mark.parametrize("field", ["policy_logprobs", "advantages", "ref_logprobs"])
+def test_the_offending_group_is_named_by_any_number_that_is_not_finite(field: str) -> None:
+    tokens = dict(recording().tokens)
+    tokens[field] = tokens.get(field, tokens["policy_logprobs"]).copy()
+    tokens[field][2] = math.nan
+    assert recording(tokens=tokens).offending_groups() == ("run:0",)
+    assert recording().offending_groups() == ()
+
+
+def test_a_ratio_beyond_float32_is_an_offence() -> None:
+    tokens = dict(recording().tokens)
+    tokens["behavior_logprobs"] = np.array([-120, -1, -1, -1, -1], dtype=np.float32)
+    assert recording(tokens=tokens).offending_groups() == ("run:0",)

@@ -114,6 +114,23 @@ def test_a_step_with_experts_replays_either_way(make_world: MakeWorld, capsys: O
         [step] = replayed(capsys, world, *arguments).steps
         assert step["differs"] == {}
         assert step["objectives"][0]["objective"] == "chord(mu=0.5)"
+    [step] = replayed(capsys, world, "--objective", "grpo").steps
+    assert of(step, "grpo")["outcome"]["weight_p1"] > 0.99, "of the policy's own tokens, which are fresh"
+    [step] = replayed(capsys, world, "--objective", "grpo", "--checkpoint", "0").steps
+    assert "an expert wrote some of these" in of(step, "grpo")["lacks"]
+
+
+def test_the_policy_that_a_batch_began_with_is_the_recorded_one_whatever_weights_are_looked_at(
+    make_world: MakeWorld, capsys: Output
+) -> None:
+    """With a shadow that needs it the proximal log-probs are in the record, without it they follow from it."""
+    losses = []
+    for overrides in ([], ["learner.shadows=[{name: minirl}]"]):
+        world = train(make_world, "learner.learning_rate=0.05", "learner.retain_versions=10", *overrides)
+        wanted = ["--objective", "decoupled_ppo", "--set-knob", "eps_low=0", "--checkpoint", "0"]
+        losses.append([of(step, "decoupled_ppo")["outcome"] for step in replayed(capsys, world, *wanted).steps])
+    assert losses[0] == losses[1]
+    assert losses[0][-1]["cut_share"] > 0
 
 
 def test_a_number_that_is_not_the_recorded_one_is_said_with_the_difference(
@@ -253,6 +270,9 @@ def test_knobs_go_to_those_that_have_them(make_world: MakeWorld, capsys: Output)
     world = train(make_world, batches=1)
     wanted = wanted_objectives(["p3o", "grpo", "aipo"], ["p3o:kl_estimator=k3", "cap=3"])
     assert [o.label for o in wanted] == ["p3o(kl_estimator=k3)", "grpo", "truncated_is(cap=3.0)"]
+    wanted = wanted_objectives(["grpo", "dr_grpo", "tis", "truncated_is"], ["dr_grpo:eps_low=0.1", "aipo:cap=3"])
+    labels = ["grpo", "grpo(aggregation=sequence_sum, eps_low=0.1)", "truncated_is(cap=3.0)"]
+    assert [o.label for o in wanted] == labels, "an alias has its own knobs, and two names of one are one"
     told = replayed(capsys, world, "--objective", "p3o", "--set-knob", "kl_estimator=k3")
     assert [o["objective"] for o in told.steps[0]["objectives"]] == ["p3o", "p3o(kl_estimator=k3)"]
     for wrong, message in (
@@ -260,6 +280,7 @@ def test_knobs_go_to_those_that_have_them(make_world: MakeWorld, capsys: Output)
         ("p3o:kl_estimator=k9", "kl_estimator must be one of"),
         ("grpo:kl_estimator=k3", "no chosen objective takes it"),
         ("nonsense", "is not KNOB=VALUE"),
+        ("kl_estimator=[", "is no value"),
     ):
         refused = replayed(capsys, world, "--objective", "p3o", "--set-knob", wrong)
         assert (refused.code, refused.out) == (2, "")
@@ -287,3 +308,20 @@ def test_weights_that_are_not_there_say_which_are(make_world: MakeWorld, capsys:
     assert told.code == 2
     assert "e0001-n000001-s00000002" in told.err
     assert "newest: 0, 1, 2, 3" in told.err
+    assert replayed(capsys, world, "--checkpoint", "").code == 2
+    empty = world.config.run.folder / "empty"
+    empty.mkdir()
+    told = replayed(capsys, world, "--checkpoint", str(empty))
+    assert told.code == 2
+    assert told.err.startswith("--checkpoint")
+
+
+def test_a_figure_that_cannot_be_drawn_is_refused(make_world: MakeWorld, capsys: Output, tmp_path: Path) -> None:
+    world = train(make_world, batches=1)
+    assert "--figure" in replayed(capsys, world, "--figure", str(tmp_path / "x.foo")).err
+    assert replayed(capsys, world, "--figure", str(tmp_path / "x.png")).code == 0
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+    for file in (world.config.run.folder / FOLDER).iterdir():
+        file.write_bytes(b"torn")
+    told = replayed(capsys, world, "--figure", str(tmp_path / "y.png"))
+    assert (told.code, "none of the steps can be read" in told.err) == (2, True)

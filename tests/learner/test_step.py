@@ -12,8 +12,11 @@ import torch
 
 from learner.batch import StepBatch, batch_rewards, build_step
 from learner.model import PolicyModel
-from learner.objectives import objectives_of
-from learner.step import learning_rate, make_optimizer, take_step
+from learner.objective.core import Step, TokenLoss
+from learner.objectives import Objectives, objectives_of
+from learner.ranks import ALONE
+from learner.step import learning_rate, make_optimizer, prepare, take_step
+from shared.config import load_config
 from shared.config.models import LearnerConfig
 from shared.types import Group
 from tests import builders
@@ -136,3 +139,29 @@ def test_the_gradient_norm_is_clipped_and_reported_before_clipping(tiny_folder: 
 def test_schedules_rise_in_the_warm_up_and_then_follow_their_name(schedule: str, expected: list[float]) -> None:
     config = LearnerConfig(learning_rate=1.0, schedule=schedule, warmup_steps=2, steps=6)
     assert [learning_rate(config, step) for step in range(1, 7)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("objective", ["{name: p3o, step_scale: sequence_ess}", "{name: vcpo}"])
+def test_the_objectives_step_factor_is_a_factor_of_the_learning_rate(tiny_folder: Path, objective: str) -> None:
+    config = load_config(None, [f"learner.objective={objective}", "learner.learning_rate=0.01"], {}).learner
+    policy, objectives = PolicyModel.load(str(tiny_folder), "float32", torch.device("cpu")), objectives_of(config)
+    batch = cut_into(stale_groups(), 10_000)
+    factor = float(prepare(policy, batch, objectives, {}, ALONE).token_loss.step_factor)
+    assert 0 < factor < 0.99
+    optimizer = make_optimizer(policy, config)
+    outcome = take_step(policy, optimizer, batch, objectives, config, 1)
+    assert optimizer.param_groups[0]["lr"] == outcome.learning_rate == pytest.approx(0.01 * factor, rel=1e-12)
+
+
+def test_a_step_factor_that_is_not_finite_skips_the_step(tiny_folder: Path) -> None:
+    policy, config = PolicyModel.load(str(tiny_folder), "float32", torch.device("cpu")), CONFIG
+    before = {name: weight.clone() for name, weight in policy.named_parameters().items()}
+    honest = objectives_of(config).trained
+
+    def function(step: Step) -> TokenLoss:
+        return replace(honest(step), step_factor=torch.tensor(math.nan))
+
+    broken = Objectives(replace(honest, function=function))
+    outcome = take_step(policy, make_optimizer(policy, config), cut_into(stale_groups(), 10_000), broken, config, 1)
+    assert "learning rate (nan)" in outcome.skipped
+    assert all(torch.equal(before[name], weight) for name, weight in policy.named_parameters().items())

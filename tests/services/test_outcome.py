@@ -6,8 +6,10 @@ import signal
 from pathlib import Path
 
 from services import run_folder
-from services.outcome import stopped
+from services.history import read_history
+from services.outcome import stopped, went_far
 from shared.config import load_config
+from tests.services.rows import step, write_lines
 
 
 def test_a_stopped_run_says_the_command_that_goes_on_with_it(tmp_path: Path) -> None:
@@ -31,3 +33,11 @@ def test_a_password_is_asked_for_again_and_not_shown(tmp_path: Path) -> None:
     reason = stopped("SIGINT", config).reason
     assert "give it redis.password again: a run does not store" in reason
     assert "hunter2" not in reason
+
+
+def test_the_first_step_that_lost_its_batch_is_named(tmp_path: Path) -> None:
+    ess = {1: 0.99, 2: 0.4, 3: 0.002, 4: 0.001}
+    write_lines(tmp_path / "history.jsonl", [step(n, token_ess=value) for n, value in ess.items()])
+    assert went_far(read_history(tmp_path)) == (0.002, 3)
+    write_lines(tmp_path / "history.jsonl", [step(1, token_ess=None), step(2)])
+    assert went_far(read_history(tmp_path)) is None

@@ -26,7 +26,7 @@ def any_steps(draw: st.DrawFn) -> Step:
         seed=draw(st.integers(0, 10_000)),
         lengths=lengths,
         group=draw(st.integers(1, 3)),
-        reach=draw(st.sampled_from([EXTREME, 3.0, 0.3, 0.0])),
+        reach=draw(st.sampled_from([EXTREME, 3.0, 0.3, 1e-4, 0.0])),
         rewards=draw(st.sampled_from(["real", "binary", "equal"])),
     )
 

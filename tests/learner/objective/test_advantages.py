@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.objective.advantages import Normalization, group_advantages, has_signal
+from learner.objective.advantages import Normalization, group_advantages, has_signal, is_broken
 
 NORMALIZATIONS: tuple[Normalization, ...] = ("group_std", "group_mean", "leave_one_out")
 
@@ -54,6 +54,23 @@ def test_advantages_of_a_group_sum_to_zero(normalization: Normalization, rewards
 
 def test_signal_is_seen_per_group() -> None:
     assert has_signal(torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([0, 0, 1, 1])).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("broken", [[math.nan, 0], [math.inf, math.inf], [-math.inf, 1], [math.nan, math.nan]])
+def test_a_reward_that_is_not_finite_spoils_its_group_and_no_other(
+    normalization: Normalization, broken: list[float]
+) -> None:
+    values = advantages([1, *broken, 0, 5], [0, 1, 1, 0, 2], normalization)
+    assert [math.isnan(v) for v in values] == [False, True, True, False, False]
+    assert values[0] > 0
+
+
+def test_a_group_that_cannot_be_judged_counts_as_one_with_signal() -> None:
+    """Who leaves out groups without signal must not leave it out quietly; one without any completion has none."""
+    rewards, groups = torch.tensor([math.nan, 1, math.inf, math.inf, 2, 2]), torch.tensor([0, 0, 1, 1, 3, 3])
+    assert has_signal(rewards, groups).tolist() == [True, True, False, False]
+    assert is_broken(rewards, groups).tolist() == [True, True, False, False]
 
 
 def test_an_unknown_normalization_is_refused() -> None:

@@ -1,7 +1,9 @@
 """BAPO: the search by plain loops, PPO's clip under what it found, and where it stops."""
 
 import dataclasses
+import importlib
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from learner.objective.core import Step
 from learner.objective.grpo import grpo
 from learner.objective.registry import build
 from learner.objective.reinforce import reinforce
+from learner.objective.surrogates import Surrogate, clipped_surrogate
 from tests.learner.objective.steps import SEEDS, assert_matches, assert_same, mean_of_means, on_policy, random_step
 
 
@@ -27,12 +30,12 @@ def share(step: Step, low: float, high: float) -> float:
     return positive / total
 
 
-def search(step: Step, target: float) -> tuple[float, float]:
-    """The paper's inner loop: the upper bound moves first."""
+def search(step: Step, target: float, end: float = 3.0, stride: float = 0.05) -> tuple[float, float]:
+    """The paper's inner loop: the upper bound moves first, c_high up to `end` by `stride`."""
     low, high = 0.6, 1.2
     while share(step, low, high) < target:
-        if high + 0.05 <= 3.0 + 1e-9:
-            high += 0.05
+        if high + stride <= end + 1e-9:
+            high += stride
         elif low + 0.02 <= 0.9 + 1e-9:
             low += 0.02
         else:
@@ -56,6 +59,31 @@ def test_it_is_the_clip_under_the_first_bounds_that_balance(seed: int, target: f
     assert_matches(step, token_loss, lambda policy: clip_loss(policy, step, low, high).mean())
     by_completion = bapo(step, target_share=target, aggregation="sequence_mean")
     assert_matches(step, by_completion, lambda policy: mean_of_means(clip_loss(policy, step, low, high), step))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("end", "stride"), [(1.2, 1.0), (1.9, 0.7), (2.1, 0.3), (8.0, 0.013)])
+def test_halving_finds_what_going_step_by_step_finds(seed: int, end: float, stride: float) -> None:
+    step = random_step(seed, spread=2)
+    for target in (0.3, 0.5, 0.7):
+        low, high = search(step, target, end, stride)
+        found = bapo(step, target_share=target, high_end=end, high_step=stride).statistics
+        assert found["clip_low"].item() == pytest.approx(low)
+        assert found["clip_high"].item() == pytest.approx(high)
+
+
+def test_a_million_steps_are_not_gone_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of every step that is tried: twenty halvings and the loss itself."""
+    module = importlib.import_module("learner.objective.bapo")
+    tried = []
+
+    def counted(*args: Any) -> Surrogate:
+        tried.append(args)
+        return clipped_surrogate(*args)
+
+    monkeypatch.setattr(module, "clipped_surrogate", counted)
+    build("bapo", {"target_share": 0.9, "high_end": 1000, "high_step": 0.001})(random_step(0))
+    assert len(tried) == 21
 
 
 def test_the_upper_bound_stops_anywhere_and_the_lower_one_only_at_its_ends() -> None:

@@ -51,12 +51,65 @@ def test_every_objective_can_be_called_so(name: str) -> None:
     assert gradient[mask].abs().sum() > 0
 
 
+def test_groups_may_be_any_integers_and_rewards_any_dtype() -> None:
+    policy, behavior, advantages, mask = padded()
+    rewards = torch.tensor([1, 0, 3])
+    numbered = evaluate("vcpo", policy, behavior, advantages, mask, rewards=rewards, group_of=torch.tensor([0, 0, 1]))
+    for groups in (torch.tensor([70, 70, -5]), torch.tensor([9, 9, 2], dtype=torch.int32)):
+        other = evaluate("vcpo", policy, behavior, advantages, mask, rewards=rewards.float(), group_of=groups)
+        torch.testing.assert_close(other.loss, numbered.loss, rtol=0, atol=0)
+    assert numbered.loss.dtype == policy.dtype
+    single = evaluate("asymre", policy.float(), behavior.float(), advantages, mask, rewards=rewards.double())
+    assert single.token_loss.slope.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8, torch.float32])
+def test_masks_may_be_bool_or_zeros_and_ones(dtype: torch.dtype) -> None:
+    policy, behavior, advantages, mask = padded()
+    expert = torch.zeros_like(mask)
+    expert[2] = True
+    result = evaluate("chord", policy, behavior, advantages, mask.to(dtype), expert=expert.to(dtype))
+    expected = evaluate("chord", policy, behavior, advantages, mask, expert=expert)
+    torch.testing.assert_close(result.loss, expected.loss, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_a_row_without_a_trained_token_is_fine(name: str) -> None:
+    policy, behavior, advantages, mask = padded()
+    mask[1] = False
+    given = dict.fromkeys(("proximal_logprobs", "preceding_logprobs", "ref_logprobs"), behavior)
+    result = evaluate(name, policy, behavior, advantages, mask, **given, expert=torch.zeros_like(mask))
+    (gradient,) = torch.autograd.grad(result.loss, policy)
+    assert result.loss.isfinite()
+    assert gradient.isfinite().all()
+    assert (gradient[1] == 0).all()
+
+
 def test_what_does_not_fit_is_refused() -> None:
     policy, behavior, advantages, mask = padded()
-    with pytest.raises(ValueError, match=r"must have one shape, \[B, T\]"):
+    whole = (policy, behavior, advantages, mask)
+    with pytest.raises(ValueError, match=r"policy_logprobs must be \[B, T\], not \[3\]"):
+        evaluate("p3o", policy[:, 0], behavior, advantages, mask)
+    with pytest.raises(ValueError, match=r"behavior_logprobs must have shape \[3, 5\], not \[2, 5\]"):
         evaluate("p3o", policy, behavior[:2], advantages, mask)
-    with pytest.raises(ValueError, match=r"advantages must be \[B, T\] or \[B\]"):
-        evaluate("p3o", policy, behavior, advantages.expand(2, 3), mask)
+    for wrong in (advantages.expand(2, 3), advantages[:2], advantages[0]):
+        with pytest.raises(ValueError, match=r"advantages must have shape \[3(, 5)?\], not"):
+            evaluate("p3o", policy, behavior, wrong, mask)
+    for wrong in (mask * 2, mask * 0.5, torch.where(mask, torch.nan, 0.0)):
+        with pytest.raises(ValueError, match="loss_mask must be bool, or 0 and 1 alone"):
+            evaluate("p3o", policy, behavior, advantages, wrong)
+    for wrong in (torch.zeros(2), torch.zeros(3, 5), torch.zeros(())):
+        with pytest.raises(ValueError, match=r"rewards must have shape \[3\], not"):
+            evaluate("dapo", *whole, rewards=wrong)
+        with pytest.raises(ValueError, match=r"group_of must have shape \[3\], not"):
+            evaluate("dapo", *whole, group_of=wrong.long())
+    with pytest.raises(ValueError, match=r"group_of must be integers, not torch\.float32"):
+        evaluate("dapo", *whole, group_of=torch.zeros(3))
+    for name in ("proximal_logprobs", "preceding_logprobs", "ref_logprobs", "entropy", "expert", "replayed"):
+        with pytest.raises(ValueError, match=rf"{name} must have shape \[3, 5\], not \[3, 4\]"):
+            evaluate("p3o", *whole, **{name: behavior[:, 1:]})
+    with pytest.raises(ValueError, match="expert must be bool, or 0 and 1 alone"):
+        evaluate("chord", *whole, expert=mask * 3)
     with pytest.raises(ValueError, match="no trained token"):
         evaluate("p3o", policy, behavior, advantages, mask & False)
     with pytest.raises(ValueError, match="needs proximal_logprobs, which this step does not have"):
@@ -70,9 +123,9 @@ def test_what_does_not_fit_is_refused() -> None:
         ("zebra", {}, "known: .*cispo.*p3o"),
         ("p3o", {"clip": 0.2}, "has no knob 'clip'; it has: kl_estimator, ess_scope, step_scale"),
         ("p3o", {"kl_estimator": "k9"}, "kl_estimator must be one of unbiased, k3, not 'k9'"),
-        ("grpo", {"eps_low": -1}, "eps_low must be float in .*, not -1"),
-        ("grpo", {"eps_low": True}, "eps_low must be float in .*, not True"),
-        ("grpo", {"eps_low": float("nan")}, "eps_low must be float in .*, not nan"),
+        ("grpo", {"eps_low": -1}, "eps_low must be a number from 0 to 1, not -1"),
+        ("grpo", {"eps_low": True}, "eps_low must be a number from 0 to 1, not True"),
+        ("grpo", {"eps_low": float("nan")}, "eps_low must be a number from 0 to 1, not nan"),
     ],
 )
 def test_unknown_names_and_knobs_are_refused_with_what_is_allowed(

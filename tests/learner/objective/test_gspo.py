@@ -95,5 +95,5 @@ def test_a_non_finite_log_prob_makes_the_loss_non_finite(broken: float) -> None:
 
 @pytest.mark.parametrize("knobs", [{"eps_low": -1e-4}, {"eps_low": 2}, {"eps_high": -1e-4}])
 def test_bad_bounds_are_refused(knobs: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must be float in"):
+    with pytest.raises(ValueError, match="must be a number from"):
         build("gspo", knobs)

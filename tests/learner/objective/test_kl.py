@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.objective.kl import K3_LINEAR_BELOW, KlEstimator, kl_value_and_slope
+from learner.objective.kl import K3_LINEAR_BELOW, KlEstimator, kl_to, kl_value_and_slope
 
 
 def at(d: float, estimator: KlEstimator) -> tuple[float, float]:
@@ -51,7 +51,41 @@ def test_k3_stays_finite_and_keeps_its_sign_where_its_exponent_would_overflow(d:
 def test_tiny_log_ratios_keep_their_precision_in_float32(d: float) -> None:
     for estimator in ("unbiased", "k3"):
         value, _ = kl_value_and_slope(torch.tensor([d], dtype=torch.float32), estimator)
-        assert value.item() == pytest.approx(d * d / 2, rel=0.02, abs=1e-13)
+        assert value.item() == pytest.approx(d * d / 2, rel=d + 1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-4, 1e-2, 0.3])
+@pytest.mark.parametrize("estimator", ["unbiased", "k3"])
+@pytest.mark.parametrize("log_ratio", [-3.0, 0.0, 3.0])
+def test_the_pull_to_another_policy_keeps_its_digits_near_it_in_float32(
+    size: float, estimator: KlEstimator, log_ratio: float
+) -> None:
+    """Against the series d^2/2 - d^3/6 + ...: of the terms as they are written only rounding would be left."""
+    d = torch.tensor([size, -size], dtype=torch.float32)
+    value, slope = kl_to(torch.full_like(d, log_ratio), d, estimator)
+    ratio = math.exp(log_ratio) if estimator == "unbiased" else 1.0
+    for i, x in enumerate(d.tolist()):
+        series = ratio * sum((-x) ** k / math.factorial(k) for k in range(2, 20))
+        assert value[i].item() == pytest.approx(series, rel=1e-6)
+    exact = ratio * (d.double() if estimator == "unbiased" else -torch.expm1(-d.double()))
+    torch.testing.assert_close(slope.double(), exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("d", [-300.0, -100.0, -1.0, 1.0, 80.0])
+@pytest.mark.parametrize("log_ratio", [-300.0, -100.0, -1.0, 1.0])
+def test_the_unbiased_pull_is_finite_in_the_tails_and_what_float64_says(d: float, log_ratio: float) -> None:
+    """A ratio of 0 does not meet an overflowed exp(-d); what itself is beyond float32 is infinite, never NaN."""
+    exact_value = math.exp(log_ratio) * (d - 1) + math.exp(log_ratio - d)
+    value, slope = kl_to(torch.tensor([log_ratio]), torch.tensor([d]), "unbiased")
+    assert value.double().item() == pytest.approx(torch.tensor(exact_value).item(), rel=1e-6)
+    assert slope.item() == pytest.approx(math.exp(log_ratio) * d, rel=1e-6, abs=1e-44)
+
+
+@given(st.floats(-60, 60), st.sampled_from(["unbiased", "k3"]))
+def test_to_the_behavior_policy_both_are_one(d: float, estimator: KlEstimator) -> None:
+    x = torch.tensor([d], dtype=torch.float64)
+    for one, other in zip(kl_to(x, x, estimator), kl_value_and_slope(x, estimator), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
 
 
 def test_expectations_by_enumeration() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.objective.aggregation import sequence_mean
 from learner.objective.core import Step
 from learner.objective.m2po import m2po
 from learner.objective.registry import build
@@ -39,6 +40,13 @@ def test_it_is_the_importance_weighted_surrogate_of_the_tokens_left(seed: int, s
     token_loss = m2po(step, second_moment=limit)
     assert token_loss.cut.tolist() == (~kept).tolist()
     assert_matches(step, token_loss, loss)
+
+
+def test_by_completions_the_same_tokens_go_and_the_others_weigh_as_their_completion_does() -> None:
+    step = random_step(0)
+    by_token, by_completion = m2po(step), m2po(step, aggregation="sequence_mean")
+    torch.testing.assert_close(by_completion.slope, step.tokens * sequence_mean(step) * by_token.slope)
+    assert by_completion.cut.tolist() == by_token.cut.tolist()
 
 
 def test_some_tokens_go_and_some_stay() -> None:

@@ -92,5 +92,5 @@ def test_empty_completions_and_empty_steps_work() -> None:
 
 @pytest.mark.parametrize("knobs", [{"eps_low": 1.1}, {"eps_high": -1}])
 def test_bad_bounds_are_refused(knobs: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must be float in"):
+    with pytest.raises(ValueError, match="must be a number from"):
         build("minpro", knobs)

@@ -1,6 +1,7 @@
 """ReMix: the clip around where the batch began, and the two anchors."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 from learner.objective.core import Step
 from learner.objective.grpo import grpo
 from learner.objective.kl import KlEstimator
+from learner.objective.registry import build
 from learner.objective.remix import remix
-from tests.learner.objective.steps import SEEDS, assert_matches, random_step
+from tests.learner.objective.steps import SEEDS, assert_matches, assert_same, random_step
 
 
 def written_from_the_notes(step: Step, policy: Tensor, share: float, estimator: KlEstimator) -> Tensor:
@@ -75,3 +77,26 @@ def test_old_data_is_not_cut_before_the_batch_has_moved_the_policy() -> None:
     unmoved = dataclasses.replace(step, proximal_logprobs=step.policy_logprobs)
     assert not remix(unmoved).cut.any()
     assert grpo(unmoved).cut.any()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "anchors"),
+    [
+        ({}, {"ref_logprobs", "preceding_logprobs"}),
+        ({"base_share": 1}, {"ref_logprobs"}),
+        ({"base_share": 0}, {"preceding_logprobs"}),
+        ({"kl_weight": 0}, set()),
+        ({"kl_weight": 0, "base_share": 1}, set()),
+    ],
+)
+def test_only_anchors_with_a_share_are_asked_for_and_looked_at(knobs: dict[str, float], anchors: set[str]) -> None:
+    """An anchor without a share may hold anything, or be missing."""
+    objective = build("remix", knobs)
+    assert objective.needs == {"proximal_logprobs"} | anchors
+    step = random_step(0)
+    whole = objective(step)
+    for name in {"ref_logprobs", "preceding_logprobs"} - anchors:
+        for anything in (None, torch.full_like(step.advantages, torch.nan)):
+            fields: dict[str, Any] = {name: anything}
+            assert_same(objective(dataclasses.replace(step, **fields)), whole)
+    assert ("kl" in whole.statistics) == bool(anchors)

@@ -68,5 +68,5 @@ def test_a_non_finite_log_prob_makes_value_and_slope_non_finite(broken: float) -
 
 @pytest.mark.parametrize("knobs", [{"tau_positive": 0}, {"tau_negative": -1}])
 def test_bad_temperatures_are_refused(knobs: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must be float in"):
+    with pytest.raises(ValueError, match="must be a number from"):
         build("sapo", knobs)

@@ -99,5 +99,5 @@ def test_aipo_is_another_name_of_it() -> None:
     ("name", "knobs"), [("aipo", {"cap": 0}), ("cispo", {"eps_low": 1.5}), ("cispo", {"eps_high": -0.1})]
 )
 def test_bad_bounds_are_refused(name: str, knobs: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must be float in"):
+    with pytest.raises(ValueError, match="must be a number from"):
         build(name, knobs)
