@@ -138,7 +138,7 @@ class Admitter:
         task.add_done_callback(lambda done: self._ended(index, done))
 
     def _ended(self, index: int, task: asyncio.Future[None]) -> None:
-        if self._groups.get(index) is task:  # else the prompt, given back by this group, was leased again before its end
+        if self._groups.get(index) is task:  # else it was given back, and leased again at once
             del self._groups[index]
         self._count()
         self._changed.set()
