@@ -30,7 +30,7 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
     damages = [(file, damage) for file in files for damage in ((_truncate, _flip) if not short else (_flip,))]
     if short:
         damages.append(("manifest.json", _truncate))
-    steps = 60 + 60 * (len(damages) + 2)
+    steps = 60 + (35 if short else 60) * (len(damages) + 2)
     run_folder = workdir / "run"
     settings = ("learner.checkpoint_every=5",)
     with (
@@ -58,11 +58,13 @@ class Disk:
     mounted: bool  # a tmpfs; without the right to mount, a limit on the learner's file sizes stands for it
 
     def fill(self, learner: Child) -> None:
-        """No more room."""
+        """No more room; what the learner frees meanwhile is taken when this is called again."""
+        if learner.exit_code() is not None:
+            return
         if not self.mounted:
             resource.prlimit(learner.pid, resource.RLIMIT_FSIZE, (BELOW_A_MODEL, BELOW_A_MODEL))
             return
-        with contextlib.suppress(OSError), (self.folder / "filler").open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError), (self.folder / "filler").open("ab", buffering=0) as file:
             while True:
                 file.write(b"x" * 4096)
 
@@ -87,8 +89,13 @@ def _full_disk(result: ScenarioResult, stack: Stack, disk: Disk) -> None:
     """The folder's disk fills up while the learner runs; it ends with the reason, and goes on when there is room."""
     learner = _go_on(stack)
     stack.fault()
-    disk.fill(learner)
-    code = ended(learner, 60)
+
+    def met() -> bool:
+        disk.fill(learner)
+        return learner.exit_code() is not None
+
+    wait_for("the learner to meet the full disk", 60, met)
+    code = ended(learner, 1)
     reason = stack.phase()[1]
     name, way = disk.folder.name, "tmpfs" if disk.mounted else "RLIMIT_FSIZE"
     said = code == 1 and reason.startswith("cannot write")
