@@ -1,4 +1,4 @@
-"""What a step costs, measured where it runs: `python -m learner.bench shadows` prints JSON.
+"""What a step costs, measured where it runs: `python -m learner.bench shadows` (or `phases`) prints JSON.
 
 Every variant takes the same step in turn, round after round, and is compared with the first one of its own round:
 whatever else the machine does meets all of them. Needs no Redis.
@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ from learner.batch import StepBatch, batch_rewards, build_step
 from learner.model import PolicyModel, choose_device, use_configured_threads
 from learner.objective.registry import OBJECTIVES, build
 from learner.objectives import Objectives
-from learner.step import make_optimizer, take_step
+from learner.ranks import ALONE
+from learner.step import backward, make_optimizer, prepare, take_step
 from learner.tiny_model import build_model, build_tokenizer
 from shared.config.models import LearnerConfig, TinyModelConfig
 from shared.types import Group, SamplingSettings, Source, Trajectory, VersionSpan, group_id_for
@@ -48,18 +49,53 @@ VARIANTS: dict[str, tuple[tuple[str, ...], int]] = {  # the shadows, and shadow_
 
 def shadows(device: torch.device, rounds: int) -> dict[str, Any]:
     """Time of a P3O step with shadows, in times of the step without any: the median over the rounds."""
-    policy = PolicyModel(build_model(SMALL_QWEN3, build_tokenizer(["1 + 2 = 3"], SMALL_QWEN3.vocab_size)).to(device))
+    policy = _policy(device)
     padded = GROUPS * GROUP_SIZE * (PROMPT + LONGEST)
     batches = [_batch(micro_batch_tokens) for micro_batch_tokens in (padded, padded // 5)]
+    return {
+        **_machine(device, policy),
+        "trained_tokens": batches[0].trained_tokens,
+        "all_shadows": len(OBJECTIVES),
+        "rounds": rounds,
+        "by_micro_batches": {str(len(batch.micro_batches)): _compared(policy, batch, rounds) for batch in batches},
+    }
+
+
+def phases(device: torch.device, rounds: int) -> dict[str, Any]:
+    """What knowing the whole step before its first backward pass costs: its share of a P3O step's time."""
+    policy = _policy(device)
+    padded = GROUPS * GROUP_SIZE * (PROMPT + LONGEST)
+    found = {}
+    for pieces in (1, 5):
+        batch = _batch(padded // pieces)
+        taken = [_phases(policy, batch) for _ in range(rounds + 1)][1:]  # the first allocates
+        count = len(batch.micro_batches)
+        extra = [first / (first + second) if count > 1 else 0.0 for first, second in taken]
+        found[str(count)] = {"first_pass_share": round(statistics.median(extra), 3)}
+    return {**_machine(device, policy), "rounds": rounds, "by_micro_batches": found}
+
+
+def _phases(policy: PolicyModel, batch: StepBatch) -> tuple[float, float]:
+    """Seconds of the first phase and of the second, which holds a forward pass too where the first kept none."""
+    started = time.perf_counter()
+    prepared = prepare(policy, batch, Objectives(build("p3o")), {}, ALONE)
+    _synchronize(policy.device)
+    between = time.perf_counter()
+    backward(policy, prepared, None)
+    _synchronize(policy.device)
+    return between - started, time.perf_counter() - between
+
+
+def _policy(device: torch.device) -> PolicyModel:
+    return PolicyModel(build_model(SMALL_QWEN3, build_tokenizer(["1 + 2 = 3"], SMALL_QWEN3.vocab_size)).to(device))
+
+
+def _machine(device: torch.device, policy: PolicyModel) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "parameters": sum(p.numel() for p in policy.named_parameters().values()),
-        "trained_tokens": batches[0].trained_tokens,
-        "all_shadows": len(OBJECTIVES),
-        "rounds": rounds,
-        "by_micro_batches": {str(len(batch.micro_batches)): _compared(policy, batch, rounds) for batch in batches},
     }
 
 
@@ -142,15 +178,19 @@ def _beyond(policy: PolicyModel, batch: StepBatch) -> dict[str, Tensor]:
     return {**logprobs, "expert": some, "replayed": some}
 
 
+BENCHMARKS: dict[str, Callable[[torch.device, int], dict[str, Any]]] = {"shadows": shadows, "phases": phases}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(prog="python -m learner.bench", description="What a step costs.")
-    parser.add_argument("what", choices=["shadows"])
+    parser.add_argument("what", choices=sorted(BENCHMARKS))
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(arguments)
     use_configured_threads()
-    sys.stdout.write(json.dumps(shadows(choose_device(options.device), options.rounds), indent=2) + "\n")
+    measure = BENCHMARKS[options.what]
+    sys.stdout.write(json.dumps(measure(choose_device(options.device), options.rounds), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from learner.objective.registry import Objective
 
 RAISED, LOWERED, GREY = "#2563eb", "#ea580c", "#94a3b8"
 DOTS = 4000  # tokens that are drawn
-FARTHEST = 100  # of all, drawn besides: they decide
+FARTHEST = 100  # of each side, drawn besides: they decide
 COLUMNS = 4
 HIGHEST = 4.0  # weight; what is above is drawn there
 RARE_SUCCESS = 2.475  # advantage of one success in a group of eight, std with n - 1
@@ -83,7 +83,8 @@ def columns(steps: Sequence[Step], objective: Objective) -> tuple[Tensor, Tensor
     log_ratio = torch.cat([step.log_ratio for step in steps])
     drawn = torch.zeros_like(log_ratio, dtype=torch.bool)
     drawn[:: max(1, len(log_ratio) // DOTS)] = True
-    drawn[log_ratio.abs().argsort(descending=True)[:FARTHEST]] = True
+    order = log_ratio.argsort()
+    drawn[torch.cat([order[:FARTHEST], order[-FARTHEST:]])] = True
     return (
         log_ratio.exp()[drawn],
         torch.cat([loss.weight for loss in losses])[drawn].clamp(max=HIGHEST),

@@ -31,6 +31,16 @@ def test_every_variant_is_compared_with_the_step_without_shadows(
         assert all(ratio > 0 for ratio in found["ratio"].values())
 
 
+def test_the_first_pass_is_a_part_of_the_step_where_it_keeps_no_graph(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learner.bench, "LONGEST", 32)
+    learner.bench.main(["phases", "--device", "cpu", "--rounds", "1"])
+    one, several = json.loads(capsys.readouterr().out)["by_micro_batches"].values()
+    assert one["first_pass_share"] == 0
+    assert 0 < several["first_pass_share"] < 1
+
+
 def test_it_needs_no_redis() -> None:
     code = "import sys, learner.bench; sys.exit('redis' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
