@@ -19,7 +19,7 @@ test: ## set up and run everything: format, lint, types, all tests (real Redis, 
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(FAST) $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "vllm or system" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -q -m "vllm or system" $(ARGS)
 
 check: ## the same without vLLM and whole processes: under a minute once the type checker has its cache
 	@deploy/setup.sh dev

@@ -69,6 +69,7 @@ class Stack:
             [
                 "run.id=chaos",
                 f"run.folder={self.folder / 'run'}",
+                "control_plane.auth=none",
                 f"model.path={model}",
                 "rollout={engine: {kind: transformers, device: cpu}, group_size: 2, sampling: {max_tokens: 8}}",
                 "rollout.groups_in_flight=32",

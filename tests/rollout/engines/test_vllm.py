@@ -9,9 +9,11 @@ import asyncio
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -275,13 +277,14 @@ if __name__ == "__main__":
 async def test_the_engine_process_does_not_outlive_a_server_that_was_killed(tmp_path: Path) -> None:
     (folder,) = save_versions(tmp_path, 1, tie=False)
     (tmp_path / "orphan.py").write_text(ORPHAN)
+    sockets = tempfile.mkdtemp(prefix="tb-", dir="/tmp")  # the path of a socket has at most 107 bytes
     server = await asyncio.create_subprocess_exec(
         sys.executable,
         tmp_path / "orphan.py",
         folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": sockets},
     )
     assert server.stdout is not None
     pids = [int(pid) for pid in (await asyncio.wait_for(server.stdout.readline(), 120)).split()]
@@ -289,6 +292,7 @@ async def test_the_engine_process_does_not_outlive_a_server_that_was_killed(tmp_
     server.kill()
     await server.wait()
     assert await asyncio.to_thread(is_gone_within, pids[0], 5.0)
+    shutil.rmtree(sockets)
 
 
 def is_gone_within(pid: int, seconds: float) -> bool:
