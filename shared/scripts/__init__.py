@@ -1,0 +1,36 @@
+"""The Lua scripts: what has to be one atomic step in Redis, and nothing else.
+
+Two habits in all of them. Time is Redis's own (TIME), so clocks of machines do not matter. Scripts that
+free memory or keep a lease alive begin with `del` of a key that never exists: it is a write that is
+allowed at maxmemory, and after it Redis lets the script's other writes through.
+"""
+
+from shared.scripts.admission import GIVE_BACK, LEASE, RENEW
+from shared.scripts.control import ADD_HISTORY, ANNOUNCE, CLAIM_EVALUATION, HEARTBEAT, RELEASE_EVALUATION, SET_PHASE
+from shared.scripts.letters import DEAD_LETTER, REQUEUE
+from shared.scripts.recovery import CLAIM_LOST, RESTORE, RESTORE_PARENTS, SETTLE_CLAIMS
+from shared.scripts.stream import APPEND, DELETE, RELEASE
+
+__all__ = [
+    "ADD_HISTORY",
+    "ALL",
+    "ANNOUNCE",
+    "APPEND",
+    "CLAIM_EVALUATION",
+    "CLAIM_LOST",
+    "DEAD_LETTER",
+    "DELETE",
+    "GIVE_BACK",
+    "HEARTBEAT",
+    "LEASE",
+    "RELEASE",
+    "RELEASE_EVALUATION",
+    "RENEW",
+    "REQUEUE",
+    "RESTORE",
+    "RESTORE_PARENTS",
+    "SETTLE_CLAIMS",
+    "SET_PHASE",
+]
+
+ALL: tuple[str, ...] = tuple(source for name, source in sorted(globals().items()) if name.isupper())

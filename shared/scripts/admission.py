@@ -1,0 +1,112 @@
+"""Leases on prompts: given out under two credits, renewed, given back."""
+
+from shared.scripts.parts import ALLOW_AT_MAXMEMORY, NOW
+
+# Locals leases, clock and lease_ms. A lease runs out only while Redis answers: after a silence in which nobody could
+# renew, everybody gets one lease time of grace. Every request of every server keeps the clock going.
+_TICK = """
+local last = tonumber(redis.call('get', clock) or now)
+redis.call('set', clock, now)
+if now - last > lease_ms / 2 then
+  for _, index in ipairs(redis.call('zrangebyscore', leases, '-inf', now)) do
+    redis.call('zadd', leases, now + lease_ms, index)
+  end
+end
+"""
+
+# KEYS cursor leases owners returned unapplied bytes latest clock desired phase parents
+# ARGV server want versions groups_per_version byte_budget group_bytes lease_ms served_version lag
+# -> {reason, index...}: the reason is why fewer than `want` were given, '' if none.
+LEASE = (
+    """
+local cursor, leases, owners, returned, unapplied = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+"""
+    + NOW
+    + """
+local lease_ms = tonumber(ARGV[7])
+local phase = redis.call('hget', KEYS[10], 'phase')
+if phase == 'finished' or phase == 'failed' then return {phase} end
+if redis.call('hget', KEYS[9], 'paused') == '1' then return {'paused by the operator'} end
+
+local clock = KEYS[8]
+"""
+    + _TICK
+    + """
+for _, index in ipairs(redis.call('zrangebyscore', leases, '-inf', now)) do
+  redis.call('zrem', leases, index)
+  redis.call('hdel', owners, index)
+  redis.call('zadd', returned, index, index)
+end
+
+-- Every version that the server is behind what it is to serve has used up a version's worth of credit.
+local version = redis.call('hget', KEYS[7], 'policy_version')
+if not version then return {'no published version yet'} end
+local versions = tonumber(ARGV[3])
+local behind = -tonumber(ARGV[9])
+while version and version ~= ARGV[8] and behind < versions do
+  version = redis.call('hget', KEYS[11], version)
+  behind = behind + 1
+end
+if behind >= versions or version ~= ARGV[8] then return {'weights are behind'} end
+
+local leased = redis.call('zcard', leases)
+local room = (versions - math.max(behind, 0)) * tonumber(ARGV[4]) - leased - redis.call('scard', unapplied)
+local reason = 'staleness credit'
+local free = tonumber(ARGV[5]) - tonumber(redis.call('get', KEYS[6]) or 0)
+local byte_room = math.floor(free / tonumber(ARGV[6])) - leased
+if byte_room < room then room, reason = byte_room, 'byte credit' end
+local n = math.min(tonumber(ARGV[2]), room)
+if n >= tonumber(ARGV[2]) then reason = '' end
+
+local given = {reason}
+for _ = 1, n do
+  local first = redis.call('zpopmin', returned)
+  local index = first[1] or string.format('%.0f', redis.call('incr', cursor) - 1)
+  redis.call('zadd', leases, now + lease_ms, index)
+  redis.call('hset', owners, index, ARGV[1])
+  given[#given + 1] = index
+end
+return given
+"""
+)
+
+# KEYS owners leases clock; ARGV server lease_ms -> number of leases renewed
+RENEW = (
+    ALLOW_AT_MAXMEMORY
+    + NOW
+    + """
+local leases, clock, lease_ms = KEYS[2], KEYS[3], tonumber(ARGV[2])
+"""
+    + _TICK
+    + """
+local owned = redis.call('hgetall', KEYS[1])
+local renewed = 0
+for i = 1, #owned, 2 do
+  if owned[i + 1] == ARGV[1] then
+    redis.call('zadd', leases, 'XX', now + lease_ms, owned[i])
+    renewed = renewed + 1
+  end
+end
+return renewed
+"""
+)
+
+# KEYS leases owners returned attempts; ARGV server count_attempt index... -> attempts of each index so far
+GIVE_BACK = (
+    ALLOW_AT_MAXMEMORY
+    + """
+local attempts = {}
+for i = 3, #ARGV do
+  local index = ARGV[i]
+  local n = 0
+  if redis.call('hget', KEYS[2], index) == ARGV[1] then
+    if ARGV[2] == '1' then n = redis.call('hincrby', KEYS[4], index, 1) end
+    redis.call('zrem', KEYS[1], index)
+    redis.call('hdel', KEYS[2], index)
+    redis.call('zadd', KEYS[3], index, index)
+  end
+  attempts[#attempts + 1] = n
+end
+return attempts
+"""
+)

@@ -1,0 +1,81 @@
+"""Versions, phase, history, evaluations and heartbeats."""
+
+from shared.scripts.parts import ALLOW_AT_MAXMEMORY, CHECK_EPOCH, NOW
+
+# KEYS epoch unapplied latest parents; ARGV epoch version parent step oldest_kept index...
+ANNOUNCE = (
+    ALLOW_AT_MAXMEMORY
+    + CHECK_EPOCH
+    + """
+local latest = tonumber(redis.call('hget', KEYS[3], 'policy_version') or -1)
+if tonumber(ARGV[2]) <= latest then
+  return redis.error_reply('version ' .. ARGV[2] .. ' is not above the latest, ' .. latest)
+end
+redis.call('hset', KEYS[3], 'policy_version', ARGV[2], 'parent', ARGV[3], 'step', ARGV[4])
+redis.call('hset', KEYS[4], ARGV[2], ARGV[3])
+for _, version in ipairs(redis.call('hkeys', KEYS[4])) do
+  if tonumber(version) < tonumber(ARGV[5]) then redis.call('hdel', KEYS[4], version) end
+end
+for i = 6, #ARGV do redis.call('srem', KEYS[2], ARGV[i]) end
+return 1
+"""
+)
+
+# KEYS epoch phase; ARGV epoch phase reason at (an epoch of 0 is nobody's: whoever starts the processes may speak too)
+SET_PHASE = (
+    ALLOW_AT_MAXMEMORY
+    + """
+if ARGV[1] ~= '0' then
+"""
+    + CHECK_EPOCH
+    + """
+end
+redis.call('hset', KEYS[2], 'phase', ARGV[2], 'reason', ARGV[3], 'at', ARGV[4])
+return 1
+"""
+)
+
+# KEYS epoch history; ARGV epoch row rows_kept (an epoch of 0 as above)
+ADD_HISTORY = (
+    """
+if ARGV[1] ~= '0' then
+"""
+    + CHECK_EPOCH
+    + """
+end
+redis.call('xadd', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'row', ARGV[2])
+return 1
+"""
+)
+
+# KEYS evaluation_jobs; ARGV policy_version lease_ms claimer heartbeat_prefix -> 1 if the job is ours now
+# A job's value is "<claimed until> <claimer>"; a claim ends with its time, or with its claimer's heartbeat.
+CLAIM_EVALUATION = (
+    NOW
+    + """
+local claim = redis.call('hget', KEYS[1], ARGV[1])
+if not claim then return 0 end
+local claimed_until, claimer = string.match(claim, '^(%S*) (.*)$')
+local held = tonumber(claimed_until) > now and claimer ~= ARGV[3]
+if held and redis.call('exists', ARGV[4] .. claimer) == 1 then return 0 end
+redis.call('hset', KEYS[1], ARGV[1], string.format('%.0f', now + tonumber(ARGV[2])) .. ' ' .. ARGV[3])
+return 1
+"""
+)
+
+# KEYS evaluation_jobs; ARGV policy_version -> 1 if there was such a job
+RELEASE_EVALUATION = """
+if redis.call('hexists', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('hset', KEYS[1], ARGV[1], '0 ')
+return 1
+"""
+
+# KEYS members heartbeat; ARGV component status ttl_ms
+HEARTBEAT = (
+    ALLOW_AT_MAXMEMORY
+    + """
+redis.call('sadd', KEYS[1], ARGV[1])
+redis.call('set', KEYS[2], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+)
