@@ -25,7 +25,8 @@ from learner.objectives import Objectives
 from learner.ranks import ALONE
 from learner.step import backward, make_optimizer, prepare, take_step
 from learner.tiny_model import build_model, build_tokenizer
-from shared.config.models import LearnerConfig, TinyModelConfig
+from shared.config.learner import LearnerConfig
+from shared.config.run import TinyModelConfig
 from shared.types import Group, SamplingSettings, Source, Trajectory, VersionSpan, group_id_for
 
 SMALL_QWEN3 = TinyModelConfig(

@@ -12,7 +12,7 @@ from torch import Tensor
 from learner.batch import Float64Array, StepBatch, batch_rewards, build_step
 from learner.intake import Held
 from learner.objective.overlong import overlong_penalty
-from shared.config.models import LearnerConfig
+from shared.config.learner import LearnerConfig
 from shared.types import Group
 
 

@@ -14,7 +14,7 @@ from learner.objective.core import needs_of
 from learner.objective.registry import ALIASES, OBJECTIVES, Knob, Objective, build, knobs_of
 from learner.objective.regularization import regularized
 from shared.config import Config
-from shared.config.models import LearnerConfig, ObjectiveConfig
+from shared.config.learner import LearnerConfig, ObjectiveConfig
 from shared.errors import ConfigError
 
 

@@ -18,7 +18,7 @@ from learner.objective.statistics import RatioStatistics, step_statistics
 from learner.objectives import Objectives
 from learner.ranks import ALONE, Ranks
 from learner.shadows import GradientComparison, ShadowOutcome, shadow_outcome
-from shared.config.models import LearnerConfig
+from shared.config.learner import LearnerConfig
 
 
 @dataclass(frozen=True)

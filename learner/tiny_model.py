@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from shared.config.models import TinyModelConfig
+from shared.config.run import TinyModelConfig
 
 PAD, EOS, USER, ASSISTANT = "<|endoftext|>", "<|im_end|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from learner.tiny_model import build_model, build_tokenizer
 from shared.config import load_config
-from shared.config.models import TinyModelConfig
+from shared.config.run import TinyModelConfig
 from shared.errors import ConfigError, TrainingError
 
 MEASURING = 256  # examples at the end of the file that are never learned from

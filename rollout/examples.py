@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.config import Config, load_config
-from shared.config.models import ReasoningGymConfig
+from shared.config.environment import ReasoningGymConfig
 from shared.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ import zlib
 
 from rollout.engines.base import Engine
 from shared.config import Config
-from shared.config.models import TransformersEngineConfig, VllmEngineConfig
+from shared.config.rollout import TransformersEngineConfig, VllmEngineConfig
 from shared.errors import EngineError
 
 

@@ -19,7 +19,7 @@ from services.objections import of_learner, of_rollout
 from services.redis_server import REMEDY, find_binary, shown
 from services.tiny_model import is_current
 from shared.config import Config
-from shared.config.models import ReasoningGymConfig
+from shared.config.environment import ReasoningGymConfig
 from shared.errors import StreamError
 from shared.redis_client import connect, server_version
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from shared.config import Config
-from shared.config.models import ReasoningGymConfig
+from shared.config.environment import ReasoningGymConfig
 from shared.config.secrets import excluded
 
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from shared.config import Config, secrets
 from shared.config.load import dump_config, load_config
-from shared.config.models import RunConfig
+from shared.config.run import RunConfig
 from shared.config.secrets import SECRET_KEYS
 from shared.errors import ConfigError, DeadlineError
 from shared.process import Deadline

@@ -18,7 +18,7 @@ from shared.errors import AccessError, ConfigError, DataLossError, FencedError, 
 
 if TYPE_CHECKING:
     from shared.config import Config
-    from shared.config.models import RedisConfig
+    from shared.config.network import RedisConfig
 
 BLOCK_S = 1.0  # longest blocking read; the socket's timeout is well above it
 SOCKET_TIMEOUT_S = 10.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from rollout.environments.base import Environment, Setup
 from shared.config import Config
-from shared.config.models import PythonEnvironmentConfig, ReasoningGymConfig
+from shared.config.environment import PythonEnvironmentConfig, ReasoningGymConfig
 from shared.errors import ConfigError
 
 

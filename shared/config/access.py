@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shared.config.models import ControlPlaneConfig, RedisConfig
+    from shared.config.network import ControlPlaneConfig, RedisConfig
 
 
 SHORTEST_TOKEN = 16  # characters

@@ -18,7 +18,7 @@ from learner.objectives import Objectives
 from learner.provision import logprobs_now
 from learner.ranks import ALONE, Ranks
 from learner.step import StepOutcome, make_optimizer, take_step
-from shared.config.models import LearnerConfig
+from shared.config.learner import LearnerConfig
 from shared.types import Float32Array, Group
 from tests import builders
 

@@ -14,7 +14,7 @@ from learner.lineage import START, Segment
 from learner.model import PolicyModel
 from learner.objectives import objectives_of
 from learner.step import make_optimizer, take_step
-from shared.config.models import LearnerConfig
+from shared.config.learner import LearnerConfig
 from shared.errors import CheckpointError
 from shared.intervals import Intervals
 from tests import builders

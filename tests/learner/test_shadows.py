@@ -19,7 +19,7 @@ from learner.objective.reinforce import reinforce
 from learner.objectives import Objectives
 from learner.shadows import shadow_outcome
 from learner.step import StepOutcome
-from shared.config.models import LearnerConfig
+from shared.config.learner import LearnerConfig
 from shared.types import Group
 from tests.learner import stale
 from tests.learner.objective.steps import random_step

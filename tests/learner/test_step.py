@@ -17,7 +17,7 @@ from learner.objectives import Objectives, objectives_of
 from learner.ranks import ALONE
 from learner.step import learning_rate, make_optimizer, prepare, take_step
 from shared.config import load_config
-from shared.config.models import LearnerConfig
+from shared.config.learner import LearnerConfig
 from shared.types import Group
 from tests import builders
 

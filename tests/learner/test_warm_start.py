@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.tiny_model import build_tokenizer
 from learner.warm_start import make_model, read_examples, save
-from shared.config.models import TinyModelConfig
+from shared.config.run import TinyModelConfig
 from shared.errors import ConfigError
 
 TINY = TinyModelConfig(

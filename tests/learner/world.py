@@ -21,7 +21,7 @@ from learner.warm_start import save
 from shared.admission import Admission, Credit
 from shared.codec import encode_group
 from shared.config import Config
-from shared.config.models import TinyModelConfig
+from shared.config.run import TinyModelConfig
 from shared.control import ControlState, EvaluationResult
 from shared.keys import Keys
 from shared.log import configure

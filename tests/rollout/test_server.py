@@ -16,7 +16,7 @@ from rollout.engines.transformers import TransformersEngine
 from rollout.server import _first_of
 from shared.codec import encode_group
 from shared.config import Config
-from shared.config.models import SamplingConfig
+from shared.config.rollout import SamplingConfig
 from shared.errors import ConfigError, DeadlineError, EngineError, EnvironmentFailure, StoreError, UnprovenVersionError
 from shared.manifest import Probe
 from shared.stream import backlog

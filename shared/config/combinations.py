@@ -1,0 +1,110 @@
+"""What no single key can know: combinations that cannot work, in the operator's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from shared.config.access import access_problems
+from shared.config.learner import LearnerConfig
+from shared.config.rollout import RolloutConfig, VllmEngineConfig
+from shared.sampling import filter_problems, temperature_problems
+
+if TYPE_CHECKING:
+    from shared.config.models import Config
+
+
+def combination_problems(config: Config) -> Iterator[str]:
+    """Every combination of this configuration that cannot work."""
+    return chain(
+        _steps(config.learner),
+        _versions(config),
+        _memory(config),
+        _drawing(config.rollout, config.learner),
+        _tiny(config),
+        access_problems(config.redis, config.control_plane),
+        _overlong(config),
+    )
+
+
+def _steps(learner: LearnerConfig) -> Iterator[str]:
+    yield from _multiple(
+        "learner.groups_per_batch", learner.groups_per_batch, "learner.minibatches", learner.minibatches
+    )
+    per_batch = "learner.minibatches x learner.passes"
+    for name in ("publish_every", "checkpoint_every", "steps"):
+        yield from _multiple(f"learner.{name}", getattr(learner, name), per_batch, learner.steps_per_batch)
+    if learner.warmup_steps > learner.steps:
+        yield f"learner.warmup_steps is {learner.warmup_steps}; it must be at most learner.steps ({learner.steps})"
+
+
+def _versions(config: Config) -> Iterator[str]:
+    learner = config.learner
+    if config.admission.max_staleness == 0 and learner.publish_every != learner.steps_per_batch:
+        yield (
+            f"admission.max_staleness is 0, so every batch must be published before the next is drawn: "
+            f"learner.publish_every must be {learner.steps_per_batch}, not {learner.publish_every}"
+        )
+
+
+def _memory(config: Config) -> Iterator[str]:
+    groups, most = config.learner.groups_per_batch, config.admission.max_bytes
+    needed = groups * config.group_bytes_bound
+    if most < needed:
+        yield (
+            f"admission.max_bytes is {most:,}, but one batch of {groups} groups "
+            f"may take {needed:,} bytes: raise it, or lower learner.groups_per_batch, rollout.group_size "
+            "or rollout.sampling.max_tokens"
+        )
+    letters = config.admission.dead_letter_bytes
+    if config.redis.url is None and config.redis.max_memory < 2 * most + letters:
+        yield (
+            f"redis.max_memory is {config.redis.max_memory:,}; it must be at least twice admission.max_bytes "
+            f"({most:,}) and admission.dead_letter_bytes ({letters:,}), so that heartbeats and acknowledgements "
+            "always fit"
+        )
+
+
+def _drawing(rollout: RolloutConfig, learner: LearnerConfig) -> Iterator[str]:
+    for problem in temperature_problems(rollout.sampling) + filter_problems(rollout.sampling):
+        yield f"rollout.{problem}"
+    longest, engine = rollout.sampling.max_tokens, rollout.engine
+    if isinstance(engine, VllmEngineConfig) and longest >= engine.max_model_len:
+        yield (
+            f"rollout.sampling.max_tokens is {longest}; it must be below rollout.engine.max_model_len "
+            f"({engine.max_model_len}), which the prompt needs its part of"
+        )
+    if rollout.group_size == 1:
+        yield (
+            f"rollout.group_size is 1; it must be at least 2, because learner.advantage {learner.advantage} compares "
+            "the completions of a group with each other"
+        )
+
+
+def _overlong(config: Config) -> Iterator[str]:
+    buffer, longest = config.learner.overlong_buffer, config.rollout.sampling.max_tokens
+    if buffer > longest:
+        yield f"learner.overlong_buffer is {buffer}; it must be at most rollout.sampling.max_tokens ({longest})"
+
+
+def _tiny(config: Config) -> Iterator[str]:
+    tiny, engine = config.model.tiny, config.rollout.engine
+    if tiny is None:
+        return
+    yield from _multiple(
+        "model.tiny.num_attention_heads",
+        tiny.num_attention_heads,
+        "model.tiny.num_key_value_heads",
+        tiny.num_key_value_heads,
+    )
+    if isinstance(engine, VllmEngineConfig) and tiny.max_position_embeddings < engine.max_model_len:
+        yield (
+            f"model.tiny.max_position_embeddings is {tiny.max_position_embeddings}; it must be at least "
+            f"rollout.engine.max_model_len ({engine.max_model_len})"
+        )
+
+
+def _multiple(name: str, value: int, of: str, unit: int) -> Iterator[str]:
+    if value % unit:
+        yield f"{name} is {value}; it must be a multiple of {of} ({unit})"

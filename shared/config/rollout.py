@@ -1,0 +1,90 @@
+"""Keys of the rollout servers: engine, sampling, and what they may ask for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ByteSize, Field
+
+from shared.config.section import Seconds, Section, default_kind
+
+
+class SamplingConfig(Section):
+    """How rollout servers draw tokens. All but temperature and max_tokens must stay neutral."""
+
+    temperature: float = Field(1.0, ge=0, le=10)
+    """Divides the logits, in the engine and in the learner alike."""
+    max_tokens: int = Field(16, ge=1, le=131_072)
+    """Longest completion, tokens."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(-1, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=2)
+
+
+class VllmEngineConfig(Section):
+    """vLLM's AsyncLLM inside the rollout server's process."""
+
+    kind: Literal["vllm"] = "vllm"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_model_len: int = Field(2048, ge=16, le=1_048_576)
+    """Longest prompt plus completion, tokens."""
+    max_num_seqs: int = Field(256, ge=1, le=8192)
+    """Completions in one engine batch."""
+    kv_cache_gib: float = Field(0.5, gt=0, le=4096)
+    """KV cache on CPU, GiB."""
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=0.98)
+    """Share of the GPU's memory that vLLM takes."""
+    tensor_parallel_size: int = Field(1, ge=1, le=64)
+    enforce_eager: bool = True
+    """No compilation and no graphs: a fast start, and no compiler needed."""
+    startup_deadline_s: Seconds = 600.0
+
+
+class TransformersEngineConfig(Section):
+    """transformers' own generation: slow, exact, for machines without vLLM and for tests."""
+
+    kind: Literal["transformers"] = "transformers"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+EngineConfig = Annotated[VllmEngineConfig | TransformersEngineConfig, Field(discriminator="kind"), default_kind("vllm")]
+
+
+class RolloutConfig(Section):
+    """The rollout servers."""
+
+    servers: int = Field(1, ge=0, le=64)
+    """How many `trustbatch up` starts on this machine."""
+    engine: EngineConfig = VllmEngineConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    group_size: int = Field(8, ge=1, le=1024)
+    """Completions of one prompt."""
+    experts: int = Field(0, ge=0, le=64)
+    """Expert answers added to every group, for an objective that learns from them (chord).
+    The environment gives them, over and over if it has fewer."""
+    groups_in_flight: int = Field(16, ge=1, le=4096)
+    """Groups that one server generates at once."""
+    lag: int = Field(0, ge=0, le=1024)
+    """Versions behind the latest that a server serves on purpose."""
+    reward_deadline_s: Seconds = 30.0
+    """Time that the scorer has for one completion; beyond it the group is an infrastructure failure."""
+    reward_workers: int = Field(1, ge=1, le=64)
+    """Threads that score completions outside the event loop."""
+    proof_tolerance_nats: float | None = Field(None, gt=0, le=10)
+    """Largest difference between a loaded version and its probe. Empty: 1e-3 in float32, 0.5 in bfloat16."""
+
+
+class AdmissionConfig(Section):
+    """What rollout servers may ask for before the learner has caught up."""
+
+    max_staleness: int = Field(4, ge=0, le=4096)
+    """Versions beyond the lag that was asked for. 0 with lag 0 is the synchronous run."""
+    max_bytes: ByteSize = Field(ByteSize(128 * 2**20), ge=2**20)
+    """All that the stream may hold in Redis, acknowledged or not."""
+    dead_letter_bytes: ByteSize = Field(ByteSize(16 * 2**20), ge=2**16)
+    """All that the dead letters may hold in Redis, beside max_bytes; the oldest are dropped first, and counted."""
+    lease_s: Seconds = 30.0
+    """Leases and heartbeats that are not renewed for this long return to the pool."""
