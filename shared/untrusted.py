@@ -29,6 +29,7 @@ def json_object(raw: bytes | None) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(raw)
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text that anybody could be sent
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -19,6 +19,8 @@ from tests.learner.conftest import MakeWorld
 from tests.learner.test_fencing import stopped_before
 from tests.learner.world import World
 
+pytestmark = pytest.mark.system
+
 PATIENT = ("admission.max_staleness=100", "learner.steps=100", "learner.idle_deadline_s=20")
 
 

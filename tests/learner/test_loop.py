@@ -18,6 +18,8 @@ from tests.conftest import RedisServer
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World, weights
 
+pytestmark = pytest.mark.system
+
 
 def test_a_new_run_publishes_its_model_as_version_0_and_asks_for_its_evaluation(world: World) -> None:
     learner = world.learner()

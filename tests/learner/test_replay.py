@@ -26,6 +26,8 @@ from tests import builders
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World
 
+pytestmark = pytest.mark.system
+
 Output = pytest.CaptureFixture[str]
 
 

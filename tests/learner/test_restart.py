@@ -24,6 +24,8 @@ from tests.conftest import RedisServer
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World, weights
 
+pytestmark = pytest.mark.system
+
 BATCHES = 6
 STAGES = ("collect", "train", "publish", "record", "write_checkpoint", "delete_finished")
 PATIENT = ("admission.max_staleness=100", f"learner.steps={BATCHES}")

@@ -24,6 +24,8 @@ from shared.types import Group
 from tests.learner import stale
 from tests.learner.objective.steps import random_step
 
+pytestmark = pytest.mark.system
+
 COMPARED = stale.STILL.model_copy(update={"shadow_gradients_every": 1})
 MOVING = COMPARED.model_copy(update={"learning_rate": 1e-2})
 CUTS = [stale.ALL_IN_ONE, stale.IN_THREE]

@@ -26,7 +26,7 @@ from tests.rollout.models import PROBE, byte_tokenizer, logprobs_of, probe_of
 from tests.rollout.run import Run, parts_of, serving, small, until
 from tests.rollout.worlds import HELDOUT, Hanging
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.system]
 
 
 def versions_of(groups: list[Group]) -> set[int]:

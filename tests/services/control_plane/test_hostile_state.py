@@ -69,6 +69,13 @@ def test_a_bad_result_does_not_hide_a_good_one(http: TestClient, client: Client,
     assert [event["kind"] for event in control.events()] == ["pause"]
 
 
+def test_half_a_surrogate_pair_is_no_text(http: TestClient, client: Client, keys: Keys) -> None:
+    client.sadd(keys.members, "rollout:r0")
+    client.set(keys.heartbeat("rollout:r0"), b'{"kind": "rollout", "state": "\\ud800"}')
+    client.xadd(keys.events, {"row": b'{"kind": "pause", "text": "\\ud800", "by": "me", "at": 1.0}'})
+    all_well(http)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(choices=st.binary(min_size=4, max_size=32))
 def test_wrong_values_in_right_places_are_passed_over(
