@@ -12,7 +12,6 @@ from learner.objective.p3o import p3o
 from learner.objective.p4o import p4o
 from learner.objective.registry import build
 from learner.objective.reinforce import reinforce
-from tests.learner.objective.any_step import cast
 from tests.learner.objective.steps import SEEDS, assert_matches, assert_same, on_policy, random_step
 
 estimators = pytest.mark.parametrize("estimator", ["unbiased", "k3"])
@@ -94,38 +93,3 @@ def test_it_needs_the_snapshot_and_a_known_estimator() -> None:
     assert build("p4o").needs == {"proximal_logprobs"}
     with pytest.raises(ValueError, match="kl_estimator"):
         build("p4o", {"kl_estimator": "k7"})
-
-
-@pytest.mark.parametrize("spread", [1e-5, 1e-4, 1e-2])
-@estimators
-def test_the_pull_keeps_its_digits_in_float32_where_the_policy_has_hardly_moved(
-    spread: float, estimator: KlEstimator
-) -> None:
-    """1 - ess is about spread^2 there: 1e-8 is less than what float32 can tell from 1."""
-    step = random_step(0, spread=spread)
-    step = dataclasses.replace(step, advantages=torch.zeros_like(step.advantages))
-    single = cast(step, torch.float32)
-    rounded = p4o(single, kl_estimator=estimator)
-    exact = p4o(cast(single, torch.float64), kl_estimator=estimator)
-    assert rounded.slope.dtype == torch.float32
-    assert (exact.slope != 0).any()
-    torch.testing.assert_close(rounded.slope.double(), exact.slope, rtol=1e-5, atol=0)
-    torch.testing.assert_close(rounded.value.double(), exact.value, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_exactly_on_policy_nothing_is_cut_however_many_tokens_there_are(dtype: torch.dtype) -> None:
-    """The ESS of n ratios of 1 is 1 but for rounding, for n = 5, 7, 8 and others not exactly."""
-    for n in range(1, 401):
-        step = cast(on_policy(random_step(n, lengths=[n], group=1)), dtype)
-        assert not p4o(step).cut.any(), n
-
-
-def test_a_token_is_cut_where_the_cap_took_more_than_a_millionth() -> None:
-    """One ratio of e^d among 100 of 1 less d / 100: ess is 1 up to d^2, so the cap takes about d of the one."""
-    for d, cut in ((1e-7, False), (1e-5, True)):
-        step = on_policy(random_step(0, lengths=[100], group=1))
-        step = dataclasses.replace(step, policy_logprobs=step.policy_logprobs.clone())
-        step.policy_logprobs[7] += d
-        token_loss = p4o(step)
-        assert token_loss.cut.tolist() == [i == 7 and cut for i in range(100)]
