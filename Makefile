@@ -29,7 +29,7 @@ check: ## the same without vLLM and whole processes: under a minute once the typ
 	$(BIN)/mypy
 	$(FAST) $(ARGS)
 
-chaos: ## inject faults at full size, 90 minutes (ARGS="--scenarios 1,4 --short"); report in runs/chaos
+chaos: ## inject faults at full size, about an hour (ARGS="--scenarios 1,4 --short"); report in runs/chaos
 	@deploy/setup.sh dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(ARGS)
 
