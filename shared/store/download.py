@@ -1,7 +1,7 @@
 """Files of a version from a store elsewhere: in parts, several at once, and after a break only the parts that lack.
 
-    v00000012/.model.safetensors.00ff00ff00ff00ff.8388608.partial    the file's bytes so far, in their places
-    v00000012/.model.safetensors.00ff00ff00ff00ff.8388608.parts      one byte for each part, 1 once it is there
+v00000012/.model.safetensors.00ff00ff00ff00ff.8388608.partial    the file's bytes so far, in their places
+v00000012/.model.safetensors.00ff00ff00ff00ff.8388608.parts      one byte for each part, 1 once it is there
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from shared.errors import StoreError
 from shared.manifest import StoredFile, StoredPatch
 from shared.store.manifests import version_folder
-from shared.store.remote import MissingError, Remote
-
-TRIES = 4  # of one part, before the whole attempt is given up
-FIRST_PAUSE_S = 0.1  # doubles with every try
+from shared.store.remote import Remote, persist
 
 
 @dataclass(frozen=True)
@@ -54,12 +51,13 @@ class _Partial:
         have = self._parts.read_bytes() if self._parts.exists() else b""
         return [number for number in range(len(self._ranges)) if have[number : number + 1] != b"\1"]
 
-    def fetch(self, number: int, remote: Remote) -> None:
-        """Brings one part."""
+    def fetch(self, number: int, remote: Remote) -> int:
+        """Brings one part; returns its bytes."""
         start, end = self._ranges[number]
         data = remote.read(self.wanted.version, self.wanted.file.name, start, end)
         _write_at(self._bytes, start, data)
         _write_at(self._parts, number, b"\1")
+        return end - start
 
     def finish(self) -> None:
         """Gives the whole file its name."""
@@ -83,43 +81,19 @@ def download(
         OSError: the disk refused.
 
     """
-    files = [partial for item in wanted if not (partial := _Partial(item, root, remote.pace.part(part))).complete]
+    size = remote.pace.part(part)
+    files = [file for item in wanted if not (file := _Partial(item, root, size)).complete]
     with ThreadPoolExecutor(parallel) as threads:
-        list(threads.map(lambda partial: _check_size(remote, partial.wanted), files))
-        jobs = [(partial, number) for partial in files for number in partial.missing()]
-        tasks = [threads.submit(_with_patience, partial, number, remote, sleep) for partial, number in jobs]
+        jobs = [(file, number) for file in files for number in file.missing()]
+        tasks = [threads.submit(persist, partial(file.fetch, number, remote), sleep) for file, number in jobs]
         try:
             count = sum(task.result() for task in tasks)
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
-    for partial in files:
-        partial.finish()
+    for file in files:
+        file.finish()
     return count
-
-
-def _with_patience(partial: _Partial, number: int, remote: Remote, sleep: Callable[[float], None]) -> int:
-    for tried in range(TRIES):
-        try:
-            partial.fetch(number, remote)
-            break
-        except MissingError:
-            raise
-        except StoreError:
-            if tried == TRIES - 1:
-                raise
-            sleep(FIRST_PAUSE_S * 2**tried)
-    start, end = partial._ranges[number]
-    return end - start
-
-
-def _check_size(remote: Remote, wanted: Wanted) -> None:
-    found = remote.size(wanted.version, wanted.file.name)
-    if found != wanted.file.size:
-        raise StoreError(
-            f"version {wanted.version}: {wanted.file.name} has {found:,} bytes in {remote.url}; "
-            f"{wanted.file.size:,} were published"
-        )
 
 
 def _write_at(path: Path, offset: int, data: bytes) -> None:

@@ -1,7 +1,7 @@
 """A policy store whose truth is elsewhere: the learner's folder is a spool, a rollout server's a cache.
 
-    learner:  writes into its folder --> uploads the files, several at once --> uploads the manifest: it is published
-    server:   downloads what it lacks into its folder --> links or rebuilds, verifies --> holds it
+learner:  writes into its folder --> uploads the files, several at once --> uploads the manifest: it is published
+server:   downloads what it lacks into its folder --> links or rebuilds, verifies --> holds it
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shared.store.files import write_whole
 from shared.store.manifests import manifest_of, version_folder, version_numbers
 from shared.store.pickup import Pickup
 from shared.store.policy import PolicyStore
-from shared.store.remote import Remote
+from shared.store.remote import Remote, persist
 
 
 class MirroredStore(PolicyStore):
@@ -54,9 +54,13 @@ class MirroredStore(PolicyStore):
         """Uploads the files, then the manifest: now the version exists. Raises StoreError."""
         manifest = super().commit(policy_version, parent, step, probe, created_at, known, base)
         folder = self.folder(policy_version)
+
+        def send(name: str) -> None:
+            persist(lambda: self._remote.send(policy_version, folder / name))
+
         with ThreadPoolExecutor(self._parallel) as threads:
-            list(threads.map(lambda f: self._remote.send(policy_version, folder / f.stored.name), manifest.files))
-        self._remote.send(policy_version, folder / MANIFEST)
+            list(threads.map(send, [file.stored.name for file in manifest.files]))
+        send(MANIFEST)
         return manifest
 
     def discard(self, policy_version: int) -> None:
@@ -102,7 +106,9 @@ class MirroredStore(PolicyStore):
         names: set[str] | None = None  # None: all of the version's
         for _ in range(MAX_CHAIN + 1):
             manifest = self._cached_manifest(version)
-            needed = [f for f in manifest.files if (names is None or f.name in names) and not pickup.has(version, f.name)]
+            needed = [
+                f for f in manifest.files if (names is None or f.name in names) and not pickup.has(version, f.name)
+            ]
             yield from (Wanted(version, file.stored) for file in needed)
             names = {file.name for file in needed if file.patch}
             if not names:
@@ -143,5 +149,3 @@ class MirroredStore(PolicyStore):
 
     def _where(self, version: int) -> str:
         return f"version {version} in {self._remote.url}"
-
-

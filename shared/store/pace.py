@@ -52,13 +52,14 @@ def fetch_seconds(count: int, bytes_per_s: float, parts: int = 1, answer_s: floa
 def lag_of_fetching(fetch_s: float, publish_s: float) -> tuple[int, int]:
     """By how many versions a server is behind because fetching takes time: (when it switches, just before the next).
 
-        at the switch    ceil(F / T)
-        at most          ceil(2 F / T), since it serves that version while it fetches the next one; 1 for F <= T
+        at the switch    0 for F < T, else ceil(F / T) at most
+        at most          1 for F <= T, else ceil(2 F / T): it serves that version while it fetches the next one
 
-    with F = fetch seconds, T = seconds between published versions.
+    with F = fetch seconds, T = seconds between published versions. The server fetches whatever is newest, again and
+    again.
     """
-    at_switch = _ceil(fetch_s / publish_s)
-    return at_switch, at_switch if fetch_s <= publish_s else _ceil(2 * fetch_s / publish_s)
+    at_switch = _ceil(fetch_s / publish_s) if fetch_s >= publish_s else 0
+    return at_switch, _ceil(2 * fetch_s / publish_s) if fetch_s > publish_s else 1
 
 
 def _ceil(x: float) -> int:

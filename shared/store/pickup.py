@@ -1,7 +1,7 @@
 """A version in a folder of a rollout server's own, complete and verified, or not at all.
 
-    <root>/held/<holder>/v00000012/         what the engine loads; gone after `let_go`
-    <root>/held/<holder>/kept/v00000012/    the last versions that were rebuilt, to rebuild the next ones from
+<root>/held/<holder>/v00000012/         what the engine loads; gone after `let_go`
+<root>/held/<holder>/kept/v00000012/    the last versions that were rebuilt, to rebuild the next ones from
 """
 
 from __future__ import annotations

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shared.errors import StoreError
 from shared.manifest import MANIFEST
@@ -21,8 +22,17 @@ from shared.store.manifests import version_name, version_numbers
 from shared.store.pace import Pace
 
 BEGUN = "begun"
+TRIES = 4  # of one file or part, before the whole attempt is given up
+FIRST_PAUSE_S = 0.1  # doubles with every try
 INDEX = "index.json"  # what an HTTP server lists: the published versions
-_LIBRARIES = (("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"), ("aiohttp", "ClientError"))
+_LIBRARIES = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("aiohttp", "ClientError"),
+)
+
+
+T = TypeVar("T")
 
 
 class MissingError(StoreError):
@@ -52,15 +62,11 @@ class Remote:
 
     def manifest(self, version: int) -> bytes:
         """A manifest's bytes. Raises MissingError where there is none."""
-        size = self.size(version, MANIFEST)
-        if size > MAX_SMALL:
-            raise StoreError(f"the manifest of version {version} in {self.url} has {size:,} bytes")
-        return self.read(version, MANIFEST, 0, size)
-
-    def size(self, version: int, name: str) -> int:
-        """Bytes of a file."""
-        with self._told(f"version {version}: {name}"):
-            return int(self._files.info(self._path(version, name))["size"])
+        with self._told(f"version {version}"):
+            data: bytes = self._files.cat_file(self._path(version, MANIFEST), start=0, end=MAX_SMALL + 1)
+        if len(data) > MAX_SMALL:
+            raise StoreError(f"the manifest of version {version} in {self.url} has more than {MAX_SMALL:,} bytes")
+        return data
 
     def read(self, version: int, name: str, start: int, end: int) -> bytes:
         """Some of a file's bytes. Raises StoreError, also where there are fewer."""
@@ -84,11 +90,15 @@ class Remote:
 
     def send(self, version: int, path: Path) -> None:
         """Uploads a file under its own name."""
-        with self._told(f"version {version}: {path.name}"), path.open("rb") as file:
-            with self._files.open(self._path(version, path.name), "wb") as out:
-                while data := file.read(CHUNK_BYTES):
-                    self.pace.take(len(data))
-                    out.write(data)
+        target = self._path(version, path.name)
+        with (
+            self._told(f"version {version}: {path.name}"),
+            path.open("rb") as file,
+            self._files.open(target, "wb") as out,
+        ):
+            while data := file.read(CHUNK_BYTES):
+                self.pace.take(len(data))
+                out.write(data)
 
     def delete(self, version: int) -> None:
         """Removes a version, its manifest first."""
@@ -100,11 +110,11 @@ class Remote:
 
     def look(self) -> None:
         """Raises StoreError where nobody answers or nobody may come in."""
+        if not self._lists:
+            self._index()
+            return
         with self._told("its versions"), suppress(FileNotFoundError):
-            if self._lists:
-                self._files.ls(self._root, detail=False)
-            else:
-                self._files.info(f"{self._root}/{INDEX}")
+            self._files.ls(self._root, detail=False)
 
     # -- within ---------------------------------------------------------------------------------
     def _path(self, version: int, name: str) -> str:
@@ -142,8 +152,20 @@ class Remote:
             raise MissingError(f"{what} is not in {self.url}") from None
         except PermissionError as error:
             raise StoreError(f"{self.url} does not let this process at {what}: {_cut(error)}; {KEYS}") from error
-        except (OSError, NotImplementedError, *_library_errors()) as error:
+        except _expected() as error:
             raise StoreError(f"{what} of {self.url}: {_advice(error)}") from error
+
+
+def persist(work: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
+    """Does something that may be repeated, TRIES times at most. Raises the last StoreError; MissingError at once."""
+    for tried in range(TRIES - 1):
+        try:
+            return work()
+        except MissingError:
+            raise
+        except StoreError:
+            sleep(FIRST_PAUSE_S * 2**tried)
+    return work()
 
 
 KEYS = (
@@ -165,6 +187,7 @@ def _cut(error: BaseException) -> str:
     return str(error)[:200]
 
 
-def _library_errors() -> tuple[type[Exception], ...]:
-    """What the libraries behind fsspec raise; they are loaded only where an address needs them."""
-    return tuple(getattr(sys.modules[module], name) for module, name in _LIBRARIES if module in sys.modules)
+def _expected() -> tuple[type[Exception], ...]:
+    """What a place elsewhere may raise; the libraries behind fsspec are loaded only where an address needs them."""
+    libraries = [getattr(sys.modules[module], name) for module, name in _LIBRARIES if module in sys.modules]
+    return (OSError, NotImplementedError, *libraries)

@@ -12,10 +12,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shared.errors import StoreError
 from shared.manifest import MANIFEST
-from shared.store.download import TRIES
 from shared.store.mirror import MirroredStore
 from shared.store.pace import Pace
-from shared.store.remote import Remote
+from shared.store.remote import TRIES, Remote
 from tests.shared.store.versions import WEIGHTS, Weights, publish, publish_patch
 
 PART = 1000  # bytes: the weights are five parts
