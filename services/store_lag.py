@@ -75,8 +75,8 @@ def _measure(count: int, per_s: int, every: float, versions: int) -> Measured:
         base = [f"run.folder={name}", "control_plane.auth=none", f"store.bandwidth_bytes_per_s={per_s}"]
         with _served(load_config(None, base, {})) as (store, address):
             publisher = threading.Thread(target=_publish, args=(store, count, every, versions), daemon=True)
-            publisher.start()
             far = open_store(load_config(None, [*base, f"store.url={address}"], {}), "far")
+            publisher.start()
             try:
                 return _follow(store, far, publisher)
             finally:
@@ -102,7 +102,7 @@ def _publish(store: PolicyStore, count: int, every: float, versions: int) -> Non
 
 def _follow(store: PolicyStore, far: PolicyStore, publisher: threading.Thread) -> Measured:
     served, seconds, at_switch, at_most = -1, [], [0], [0]
-    while publisher.is_alive():
+    while publisher.is_alive() or not seconds:
         newest = (store.versions() or [-1])[-1]
         if newest == served:
             time.sleep(0.002)
