@@ -101,7 +101,8 @@ def _publish(store: PolicyStore, count: int, every: float, versions: int) -> Non
 
 
 def _follow(store: PolicyStore, far: PolicyStore, publisher: threading.Thread) -> Measured:
-    served, seconds, at_switch, at_most = -1, [], [0], [0]
+    served, at_switch, at_most = -1, [0], [0]
+    seconds: list[float] = []
     while publisher.is_alive() or not seconds:
         newest = (store.versions() or [-1])[-1]
         if newest == served:

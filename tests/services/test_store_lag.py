@@ -23,5 +23,5 @@ def test_what_is_foreseen_stands_beside_what_a_server_on_loopback_did(capsys: py
 
 @pytest.mark.parametrize("text", ["", "much", "-3", "0"])
 def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--rate .*: write a number of bytes"):
+    with pytest.raises(ConfigError, match=r"--rate .*: write a number of bytes"):
         show("1MB", text, 1.0, 0, as_json=False)
