@@ -35,7 +35,7 @@ chaos: ## inject faults at full size, about an hour (ARGS="--scenarios 1,4 --sho
 
 fuzz: ## a million hostile inputs for each decoder, guided by coverage: about ten minutes
 	@deploy/setup.sh dev
-	for target in codec manifest control recording; do $(BIN)/python -m tests.fuzz $$target --runs 1000000 || exit 1; done
+	for target in codec manifest control recording patch; do $(BIN)/python -m tests.fuzz $$target --runs 1000000 || exit 1; done
 
 format: ## rewrite the code in the project's format
 	@deploy/setup.sh dev
