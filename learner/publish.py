@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -14,7 +13,7 @@ from learner.lineage import Lineage
 from learner.model import PolicyModel
 from shared.control import ControlState, Latest
 from shared.errors import StoreError
-from shared.manifest import MANIFEST, Probe
+from shared.manifest import Probe
 from shared.store import PolicyStore
 from shared.stream import GroupReader
 
@@ -63,7 +62,7 @@ class Publisher:
             probe = Probe(self._sequences, self._policy.sequence_logprobs(self._sequences))
             self._store.commit(version, parent, step, probe, time.time())
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)  # it is ours; nobody else may write there
+            self._store.discard(version)
             raise
 
     def _save(self, folder: Path, version: int) -> None:
@@ -86,19 +85,12 @@ class Publisher:
     def retain(self, kept: Iterable[int], latest: int) -> None:
         """Deletes versions that nobody needs, and what a torn publish left behind."""
         self._store.retain(kept, latest)
-        for folder in self._store.root.iterdir():
-            number = folder.name[1:]
-            if number.isdigit() and int(number) < latest and not (folder / MANIFEST).exists():
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def highest_version(store: PolicyStore, control: ControlState) -> int:
     """The highest version that anybody ever began to publish; -1 if none."""
     latest = control.latest()
-    known = [-1, *store.versions(), *control.parents(), latest.policy_version if latest else -1]
-    if store.root.is_dir():
-        known += [int(path.name[1:]) for path in store.root.iterdir() if path.name[1:].isdigit()]
-    return max(known)
+    return max([-1, *store.begun(), *control.parents(), latest.policy_version if latest else -1])
 
 
 def versions_to_keep(lineage: Lineage, lag: int, retain: int, restorable: Iterable[int]) -> set[int]:

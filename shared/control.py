@@ -130,6 +130,12 @@ class ControlState:
         """Tells again which versions descend from which. Raises FencedError."""
         self._restore_parents(epoch, *(number for pair in parents.items() for number in pair))
 
+    def forget_versions(self, versions: Sequence[int]) -> None:
+        """Nobody is to serve these any more: lag ends at the version after the newest of them."""
+        if versions:
+            with translated():
+                self._client.hdel(self._keys.parents, *map(str, versions))
+
     def set_phase(self, phase: Phase, reason: str = "", epoch: int = 0) -> None:
         """Where the run stands; works at maxmemory. finished and failed end admission.
 

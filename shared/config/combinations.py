@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from shared.config.access import access_problems
 from shared.config.learner import LearnerConfig
 from shared.config.rollout import RolloutConfig, VllmEngineConfig
+from shared.config.store import StoreConfig
 from shared.sampling import filter_problems, temperature_problems
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def combination_problems(config: Config) -> Iterator[str]:
         _tiny(config),
         access_problems(config.redis, config.control_plane),
         _overlong(config),
+        _store(config.store),
     )
 
 
@@ -86,6 +88,16 @@ def _overlong(config: Config) -> Iterator[str]:
     buffer, longest = config.learner.overlong_buffer, config.rollout.sampling.max_tokens
     if buffer > longest:
         yield f"learner.overlong_buffer is {buffer}; it must be at most rollout.sampling.max_tokens ({longest})"
+
+
+def _store(store: StoreConfig) -> Iterator[str]:
+    scheme = store.url.partition("://")[0] if "://" in store.url else ""
+    if store.endpoint and scheme != "s3":
+        yield f"store.endpoint is for a store.url that begins with s3://, not for {store.url!r}"
+    if store.token and store.token_file:
+        yield "store.token and store.token_file are both given: give only one of them"
+    if (store.token or store.token_file) and scheme not in ("http", "https"):
+        yield f"store.token is for a store.url that begins with http:// or https://, not for {store.url!r}"
 
 
 def _tiny(config: Config) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""User and password of a Redis address: kept apart from the address, which is shown, stored and logged."""
+"""User and password of an address: kept apart from it, since addresses are shown, stored and logged."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ def without_credentials(section: dict[str, Any]) -> dict[str, Any]:
         if section.get(name) not in (None, value):
             raise ValueError(f"redis.url holds a {name}, and redis.{name} is another one: give only one of them")
     return {**section, "url": bare, **found}
+
+
+def holds_credentials(url: str) -> bool:
+    """True where an address names a user or a password, or cannot be taken apart."""
+    try:
+        return "@" in urlsplit(url).netloc
+    except ValueError:
+        return True
 
 
 def _split(url: str) -> tuple[str, dict[str, str]]:

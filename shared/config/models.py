@@ -15,6 +15,7 @@ from shared.config.network import ControlPlaneConfig, MetricsConfig, RedisConfig
 from shared.config.rollout import AdmissionConfig, RolloutConfig
 from shared.config.run import ModelConfig, RunConfig
 from shared.config.section import Section
+from shared.config.store import StoreConfig
 
 BYTES_PER_TOKEN = 10  # int32 id, float32 log-prob, mask bit, source and version runs, rounded up
 BYTES_PER_TRAJECTORY = 512  # reward names, sampling settings, msgpack framing, rounded up
@@ -26,6 +27,7 @@ class Config(Section):
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     redis: RedisConfig = RedisConfig()
+    store: StoreConfig = StoreConfig()
     rollout: RolloutConfig = RolloutConfig()
     environment: EnvironmentConfig = ReasoningGymConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -18,7 +18,7 @@ from shared import untrusted
 from shared.codec import Limits, decode_group, encode_group
 from shared.control import EvaluationResult
 from shared.errors import DecodeError, StoreError
-from shared.manifest import Manifest, Probe, StoredFile, parse, seal, unseal
+from shared.manifest import Manifest, Probe, StoredFile, StoredPatch, parse, seal, unseal
 from shared.patch import apply
 from shared.patch import encode as encode_patch
 from tests.builders import group, trajectory
@@ -28,7 +28,9 @@ from tests.shared.test_patch import payload_of, resealed
 
 LIMITS = Limits(max_bytes=2**20, max_trajectories=64, max_tokens=4096, max_objects=2**14)
 GROUP = msgpack.unpackb(encode_group(group(size=2, extensions={"routing": b"12"})))
-MANIFEST = asdict(Manifest(3, 2, 30, 1.5, [StoredFile("a", 1, "0" * 64)], Probe([[1, 2]], [[-0.5]])))
+XXH = "xxh3_128:" + "0" * 32
+FILES = [StoredFile("a", 1, XXH), StoredFile("b", 9, XXH, StoredPatch("b.patch", 2, XXH))]
+MANIFEST = asdict(Manifest(3, 2, 30, 1.5, FILES, Probe([[1, 2]], [[-0.5]]), base=2, depth=1))
 RECORDING = msgpack.unpackb(msgpack.unpackb(encode(a_recording()))["body"], strict_map_key=False)
 CONTROL: list[dict[str, Any]] = [
     asdict(EvaluationResult(0, 0.25, 64, 5.0, 1.0, "r0", 1.0)),
@@ -67,9 +69,10 @@ def manifest(data: bytes) -> None:
         _check_error(error)
         return
     assert parse(unseal(seal(asdict(found)), "here"), "here") == found
-    for file in found.files:
-        assert "/" not in file.name
-        assert file.name not in ("", ".", "..")
+    for name in (name for file in found.files for name in (file.name, file.stored.name)):
+        assert "/" not in name
+        assert name not in ("", ".", "..")
+    assert found.base < max(found.policy_version, 0), "a chain of patches ends"
 
 
 def control(data: bytes) -> None:

@@ -104,3 +104,23 @@ def test_the_files_of_an_abandoned_branch_are_moved_aside(make_world: MakeWorld)
         learner.iterate()
     assert world.drops == {failing: "failure"}, "it is found in the stream again"
     assert [row["policy_version"] for row in world.lines("evaluations.jsonl")] == [0, 1, 2, 4]
+
+
+def test_after_a_power_loss_no_lag_leads_to_a_version_that_it_has_torn(make_world: MakeWorld) -> None:
+    world = make_world("rollout.lag=4", "learner.checkpoint_every=4")
+    learner = world.learner()
+    for _ in range(5):
+        world.append(4)
+        learner.iterate()
+    assert sorted(world.control.parents()) == [0, 1, 2, 3, 4, 5]
+    for version in (2, 4, 5):  # version 4 is the checkpoint's
+        shard = world.store.folder(version) / "model.safetensors"
+        shard.write_bytes(bytes(shard.stat().st_size))
+    (world.store.root / "boot").write_bytes(b"an earlier start of the machine")
+    learner = world.learner()
+    parents = world.control.parents()
+    assert sorted(parents) == [0, 1, 3, 6]
+    assert parents[6] == 4, "its weights are those of the checkpoint, published anew"
+    assert learner.training.lineage.advanced().staleness(5) == 0
+    assert world.store.versions() == [0, 1, 3, 6]
+    world.store.hold(6, "r0")

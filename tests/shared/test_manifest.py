@@ -14,7 +14,8 @@ from shared.errors import StoreError
 from shared.manifest import MANIFEST, Manifest, Probe, StoredFile, parse, seal, unseal
 from shared.store import MAX_SMALL, PolicyStore, read_small, stored_file
 
-GOOD = asdict(Manifest(3, 2, 30, 1.5, [StoredFile("model.safetensors", 1, "0" * 64)], Probe([[1, 2, 3]], [[-0.5, -1]])))
+XXH, SHA = "xxh3_128:" + "0" * 32, "sha256:" + "0" * 64
+GOOD = asdict(Manifest(3, 2, 30, 1.5, [StoredFile("model.safetensors", 1, XXH)], Probe([[1, 2, 3]], [[-0.5, -1]])))
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -44,7 +45,10 @@ WRONG = [
     ("policy_version", "3"), ("policy_version", True), ("policy_version", -2), ("policy_version", 2**70),
     ("parent", None), ("step", 1.5), ("created_at", "now"), ("created_at", float("nan")), ("created_at", True),
     ("files", {}), ("files", [1]), ("files", [{"name": "a"}]), ("files.0.size", -1), ("files.0.size", "1"),
-    ("files.0.sha256", "0"), ("files.0.sha256", 7), ("probe", []), ("probe.sequences", 3), ("probe.sequences.0", "abc"),
+    ("files.0.checksum", "0"), ("files.0.checksum", 7), ("files.0.checksum", "0" * 64), ("files.0.checksum", "md5:00"),
+    ("files.0.sha256", "0" * 64), ("files.0.size", 2**50), ("files", [{**GOOD["files"][0], "name": str(i)} for i in range(5000)]),
+    ("base", 2), ("depth", 1), ("depth", -1), ("base", "2"), ("files.0.patch", {"name": "p", "size": 1, "checksum": XXH}),
+    ("files.0.patch", 7), ("probe", []), ("probe.sequences", 3), ("probe.sequences.0", "abc"),
     ("probe.sequences.0.1", -1), ("probe.sequences.0.1", 2**31), ("probe.sequences.0.1", 1.0),
     ("probe.logprobs.0.1", float("-inf")), ("probe.logprobs.0.1", None), ("probe.logprobs.0", [-0.5]),
     ("probe.logprobs", []), ("colour", "blue"), ("files", [GOOD["files"][0]] * 2),
