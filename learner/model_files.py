@@ -59,11 +59,11 @@ class ModelFiles:
 
     def save_others(self, folder: Path) -> None:
         """Writes every file but the weights. Raises OSError."""
-        folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.others.items():
             (folder / name).write_bytes(data)
 
     def save(self, folder: Path) -> str:
         """Writes all of them. Returns the checksum of the weights' file. Raises OSError."""
+        folder.mkdir(parents=True, exist_ok=True)
         self.save_others(folder)
         return write_new(folder / WEIGHTS, self.layout.size, self.layout.pieces(self.tensors()))

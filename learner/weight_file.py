@@ -94,9 +94,11 @@ def write_new(path: Path, size: int, pieces: Iterator[memoryview]) -> str:
     with path.open("xb", buffering=0) as file:
         if size:
             os.posix_fallocate(file.fileno(), 0, size)
-        for piece in pieces:
-            checksum.update(piece)
-            _write_all(file.fileno(), piece)
+        for whole in pieces:
+            for start in range(0, len(whole), PIECE):
+                piece = whole[start : start + PIECE]
+                checksum.update(piece)
+                _write_all(file.fileno(), piece)
     return checksum.text
 
 

@@ -42,7 +42,7 @@ def model(name: str) -> Any:
         return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=32))
     if name == "mixtral, experts fused in memory":
         return MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4))
-    experts = {"num_experts": 4, "moe_intermediate_size": 8, "head_dim": 8, "tie_word_embeddings": True}
+    experts: dict[str, Any] = {"num_experts": 4, "moe_intermediate_size": 8, "head_dim": 8, "tie_word_embeddings": True}
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **experts))
 
 
