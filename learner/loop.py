@@ -36,7 +36,7 @@ from shared.log import Logger
 from shared.metrics import LearnerMetrics
 from shared.process import Deadline, StopFlag
 from shared.redis_client import Client
-from shared.store import PolicyStore
+from shared.store import open_store
 from shared.stream import Backlog, GroupReader, backlog
 
 PAUSE_POLL_S = 0.2
@@ -131,7 +131,7 @@ class Learner:
         """Restores the newest good checkpoint, if any, and publishes the weights to begin with."""
         config = self.config
         checkpoints = CheckpointStore(config.run.folder / "checkpoints", config.learner.keep_checkpoints, self._warn)
-        store = PolicyStore(config.run.folder / "policy")
+        store = open_store(config)
         epoch = self._patiently("take an epoch", lambda: take_epoch(self.control, checkpoints))
         self._epoch = epoch
         files = RunFiles(config.run.folder)

@@ -19,7 +19,7 @@ from rollout.proof import TOLERANCE_NATS, Proof, prove
 from shared.errors import EngineError, StoreError, UnprovenVersionError
 from shared.log import on_every_line
 from shared.manifest import Manifest
-from shared.store import PolicyStore
+from shared.store import open_store
 
 SYNC_DEADLINE_S = 60.0  # for a version that cannot be read from the store
 
@@ -45,7 +45,7 @@ class Syncer:
         config = parts.config
         self.gate = asyncio.Event()
         self.proven: set[int] = set()
-        self._store = PolicyStore(config.run.folder / "policy")
+        self._store = open_store(config, parts.server_id)
         self._engine = engine
         self._parts = parts
         self._tolerance_nats = config.rollout.proof_tolerance_nats or TOLERANCE_NATS[config.model.dtype]

@@ -12,6 +12,17 @@ files.py      single files: bounded reads, checksums, links
 """
 
 from shared.store.files import MAX_SMALL, check, read_small, stored_file, sync_folder, write_durably
+from shared.store.opening import open_store
 from shared.store.policy import HELD, PolicyStore
 
-__all__ = ["HELD", "MAX_SMALL", "PolicyStore", "check", "read_small", "stored_file", "sync_folder", "write_durably"]
+__all__ = [
+    "HELD",
+    "MAX_SMALL",
+    "PolicyStore",
+    "check",
+    "open_store",
+    "read_small",
+    "stored_file",
+    "sync_folder",
+    "write_durably",
+]

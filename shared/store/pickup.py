@@ -1,7 +1,7 @@
 """A version in a folder of a rollout server's own, complete and verified, or not at all.
 
-    <root>/held/<holder>/v00000012/         what the engine loads; gone after `let_go`
-    <root>/held/<holder>/kept/v00000012/    the last versions that were rebuilt, to rebuild the next ones from
+<root>/held/<holder>/v00000012/         what the engine loads; gone after `let_go`
+<root>/held/<holder>/kept/v00000012/    the last versions that were rebuilt, to rebuild the next ones from
 """
 
 from __future__ import annotations
@@ -41,12 +41,8 @@ class Pickup:
             manifest = self._begin(folder, version)
             try:
                 self._fill(manifest, folder, self._kept_file)
-            except StoreError:
-                if not self._kept.exists():
-                    raise
-                shutil.rmtree(self._kept)  # nothing in it can be relied on: once more, from the store alone
-                manifest = self._begin(folder, version)
-                self._fill(manifest, folder, lambda version, name: None)
+            except StoreError as error:
+                manifest = self._begin_again(folder, version, error)
             if keep or manifest.depth:
                 self._keep(folder, manifest)
         except OSError as error:
@@ -78,6 +74,18 @@ class Pickup:
         link_or_copy(stored / MANIFEST, folder / MANIFEST)
         return read_manifest(folder, version)
 
+    def _begin_again(self, folder: Path, version: int, error: StoreError) -> Manifest:
+        """Nothing that was kept can be relied on: from the store alone. Raises the first error where that fails too."""
+        if not self._kept.exists():
+            raise error
+        shutil.rmtree(self._kept)
+        try:
+            manifest = self._begin(folder, version)
+            self._fill(manifest, folder, lambda version, name: None)
+        except StoreError:
+            raise error from None
+        return manifest
+
     def _fill(self, manifest: Manifest, folder: Path, kept: Callable[[int, str], Path | None]) -> None:
         def fetch(file: StoredFile) -> None:
             target = folder / file.name
@@ -105,7 +113,10 @@ class Pickup:
         """Where a file is whole, and the patches from there, in the order in which they are applied."""
         steps: list[Step] = []
         at, version = file, manifest.policy_version
-        while (start := kept(version, at.name)) is None:
+        while (start := kept(version, file.name)) is None:
+            if steps:
+                manifest = read_manifest(version_folder(self._root, version), version)
+                at = _named(file.name, manifest)
             folder = version_folder(self._root, version)
             if at.patch is None:
                 start = folder / at.name
@@ -114,11 +125,6 @@ class Pickup:
             version = manifest.base
             if len(steps) > MAX_CHAIN:
                 raise StoreError(f"{file.name} is more than {MAX_CHAIN} patches away from a whole file")
-            manifest = read_manifest(version_folder(self._root, version), version)
-            found = next((other for other in manifest.files if other.name == file.name), None)
-            if found is None:
-                raise StoreError(f"{file.name} is a patch of version {version}, which has no such file")
-            at = found
         return start, steps[::-1]
 
     def _kept_file(self, version: int, name: str) -> Path | None:
@@ -135,6 +141,13 @@ class Pickup:
         older = sorted(self._kept.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-KEPT]
         for path in older:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _named(name: str, manifest: Manifest) -> StoredFile:
+    found = next((file for file in manifest.files if file.name == name), None)
+    if found is None:
+        raise StoreError(f"{name} is a patch of version {manifest.policy_version}, which has no such file")
+    return found
 
 
 def sweep(root: Path) -> None:

@@ -90,9 +90,7 @@ class PolicyStore:
             depth = self.manifest(base).depth + 1 if patched else 0
             if depth > MAX_CHAIN:
                 raise StoreError(f"version {policy_version} would be {depth} patches away from a whole one")
-            manifest = Manifest(
-                policy_version, parent, step, created_at, files, probe, base if patched else -1, depth
-            )
+            manifest = Manifest(policy_version, parent, step, created_at, files, probe, base if patched else -1, depth)
             write_whole(folder / MANIFEST, seal(asdict(manifest)))
         except OSError as error:
             raise StoreError(f"cannot write version {policy_version} to {folder}: {error}") from error

@@ -78,7 +78,7 @@ def test_a_damaged_patch_is_found(store: PolicyStore, damage: str) -> None:
     else:
         data[len(data) // 2] ^= 1
         patch.write_bytes(data if damage == "flip" else data[:-1])
-    with pytest.raises(StoreError, match="version 4: .*model.patch"):
+    with pytest.raises(StoreError, match=r"version 4: .*model\.patch"):
         store.hold(4, "r0")
     assert bytes_of(store, 2), "what does not need it is not affected"
 
