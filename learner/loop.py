@@ -152,7 +152,7 @@ class Learner:
             report_changes(checkpoint.state.config, config, self.log)
             self.log.info("restored", checkpoint=checkpoint.name, step=begin.step, abandoned_steps=abandoned)
         longest = min(LONGEST_PROBE, getattr(config.rollout.engine, "max_model_len", LONGEST_PROBE))
-        publisher = Publisher(store, self.control, reader, epoch, policy, longest)
+        publisher = Publisher(store, self.control, reader, epoch, policy, longest, config.store, self.metrics)
         training = Training(
             Parts(
                 config,

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from learner.lineage import Lineage
 from learner.model import PolicyModel
+from learner.version_writer import VersionWriter, Written
+from shared.config.store import StoreConfig
 from shared.control import ControlState, Latest
 from shared.errors import StoreError
 from shared.manifest import Probe
+from shared.metrics import LearnerMetrics
 from shared.store import PolicyStore
 from shared.stream import GroupReader
 
@@ -45,6 +46,8 @@ class Publisher:
         epoch: int,
         policy: PolicyModel,
         longest_probe: int,
+        config: StoreConfig,
+        metrics: LearnerMetrics,
     ) -> None:
         self._store = store
         self._control = control
@@ -52,23 +55,35 @@ class Publisher:
         self._epoch = epoch
         self._policy = policy
         self._sequences = probe_sequences(policy.vocab_size, longest_probe)
+        self._writer = VersionWriter(policy.files, config, self._is_published)
+        self._metrics = metrics
 
     def write(self, version: int, parent: int, step: int) -> None:
         """Puts the weights into the store. Raises StoreError, FencedError (before anything is written)."""
         self._control.check_epoch(self._epoch)
         folder = self._store.begin(version)
         try:
-            self._save(folder, version)
+            written = self._save(folder, version, parent)
             probe = Probe(self._sequences, self._policy.sequence_logprobs(self._sequences))
-            self._store.commit(version, parent, step, probe, time.time())
+            self._store.commit(version, parent, step, probe, time.time(), written.known, written.base)
         except BaseException:
             self._store.discard(version)
             raise
+        self._writer.published()
+        self._metrics.observe_publish(written.stored_bytes, written.base >= 0, written.encode_s)
 
-    def _save(self, folder: Path, version: int) -> None:
+    def _is_published(self, version: int) -> bool:
+        """False too where nobody can say: the next version is then stored whole."""
         try:
-            self._policy.save(folder)
-        except (OSError, SafetensorError) as error:
+            self._store.manifest(version)
+        except StoreError:
+            return False
+        return True
+
+    def _save(self, folder: Path, version: int, parent: int) -> Written:
+        try:
+            return self._writer.write(folder, version, parent)
+        except OSError as error:
             raise StoreError(f"cannot write version {version} to {folder}: {error}") from error
 
     def announce(self, latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:

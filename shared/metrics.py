@@ -82,10 +82,25 @@ class LearnerMetrics:
         self.publish_seconds = Histogram(
             "trustbatch_publish_seconds", "Writing and announcing a version.", buckets=_SECONDS, registry=r
         )
+        self.encode_seconds = Histogram(
+            "trustbatch_patch_encode_seconds",
+            "Making a patch, whether it was small enough or not.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.published_bytes = Counter(
+            "trustbatch_published_bytes", "Weights put into the store, by how: whole or patch.", ["kind"], registry=r
+        )
         self.checkpoints = Counter("trustbatch_checkpoints", "Durable checkpoints written.", registry=r)
         self.policy_version = Gauge("trustbatch_policy_version", "Newest published version.", registry=r)
         self.backlog_groups = Gauge("trustbatch_backlog_groups", "Groups in the stream not yet applied.", registry=r)
         self.backlog_bytes = Gauge("trustbatch_backlog_bytes", "Payload bytes in the stream.", registry=r)
+
+    def observe_publish(self, stored_bytes: int, is_patch: bool, encode_s: float | None) -> None:
+        """Adds what a published version put into the store; seconds None: no patch was tried."""
+        self.published_bytes.labels("patch" if is_patch else "whole").inc(stored_bytes)
+        if encode_s is not None:
+            self.encode_seconds.observe(encode_s)
 
     def observe(self, record: StepRecord) -> None:
         """Sets everything that one step's record says."""

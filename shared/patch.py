@@ -1,12 +1,13 @@
 """Lossless patches between two equally long byte buffers: which elements changed, and by how much.
 
     patch   = header, table, one payload per chunk of the buffers
-    header  = magic, format, element width, chunk bytes, buffer bytes, CRC-32 of the header so far and the table
-    table   = per chunk: payload bytes, CRC-32 of the payload, CRC-32 of the chunk that must result
+    header  = magic, format, element width, chunk bytes, buffer bytes, checksum of the header so far and the table
+    table   = per chunk: payload bytes, checksum of the payload, checksum of the chunk that must result
     payload = see `shared.differences`
 
 What is lossless does not depend on what the bytes mean: NaNs keep their payload, -0.0 its sign. Chunks are
-independent, so memory stays bounded and threads share the work (numpy and zlib leave the interpreter's lock).
+independent, so memory stays bounded and threads share the work (numpy, zlib and xxhash leave the interpreter's lock).
+Checksums are XXH3 (64 bits): a fifteenth of CRC-32's time, which would be half of what applying a patch takes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from xxhash import xxh3_64_intdigest as checksum
 
 from shared.differences import Elements, apply_chunk, encode_chunk
 from shared.errors import StoreError
@@ -29,8 +31,8 @@ CHUNK = 2**20  # bytes
 LARGEST_CHUNK = 2**22  # bytes that a reader accepts: it may need 32 times as many to undo one
 
 _HEADER = struct.Struct("<8sHHIQ")
-_CRC = struct.Struct("<I")
-_ROW = struct.Struct("<III")
+_SUM = struct.Struct("<Q")
+_ROW = struct.Struct("<IQQ")
 _WHOLE: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
 T = TypeVar("T")
@@ -42,8 +44,8 @@ class _Row:
     """What the table says of a chunk."""
 
     payload: memoryview
-    payload_crc: int
-    result_crc: int
+    payload_sum: int
+    result_sum: int
 
 
 def encode(old: memoryview, new: memoryview, width: int, threads: int = 1) -> bytes:
@@ -68,12 +70,12 @@ def encode(old: memoryview, new: memoryview, width: int, threads: int = 1) -> by
     def one(piece: tuple[slice, int]) -> tuple[bytes, bytes]:
         where, size = piece
         payload = encode_chunk(_elements(before[where], size), _elements(after[where], size))
-        return payload, _ROW.pack(len(payload), zlib.crc32(payload), zlib.crc32(after[where]))
+        return payload, _ROW.pack(len(payload), checksum(payload), checksum(after[where]))
 
     coded = _each(one, list(_pieces(len(after), width, CHUNK)), threads)
     head = _HEADER.pack(MAGIC, FORMAT, width, CHUNK, len(after))
     table = b"".join(row for _, row in coded)
-    return b"".join((head, _CRC.pack(zlib.crc32(table, zlib.crc32(head))), table, *(payload for payload, _ in coded)))
+    return b"".join((head, _SUM.pack(checksum(head + table)), table, *(payload for payload, _ in coded)))
 
 
 def apply(old: memoryview, patch: memoryview, out: memoryview, threads: int = 1) -> None:
@@ -88,13 +90,13 @@ def apply(old: memoryview, patch: memoryview, out: memoryview, threads: int = 1)
 
     def one(piece: tuple[tuple[slice, int], _Row]) -> None:
         (where, size), row = piece
-        if zlib.crc32(row.payload) != row.payload_crc:
+        if checksum(row.payload) != row.payload_sum:
             raise StoreError(f"the patch was altered: its checksum at byte {where.start:,} does not match")
         try:
             apply_chunk(_elements(before[where], size), row.payload, _elements(after[where], size))
         except (ValueError, struct.error, zlib.error) as error:
             raise StoreError(f"the patch is damaged at byte {where.start:,}: {error}") from None
-        if zlib.crc32(after[where]) != row.result_crc:
+        if checksum(after[where]) != row.result_sum:
             raise StoreError(f"the patch was made against other bytes than these: they differ after {where.start:,}")
 
     _each(one, list(zip(_pieces(len(after), width, chunk), rows, strict=True)), threads)
@@ -102,7 +104,7 @@ def apply(old: memoryview, patch: memoryview, out: memoryview, threads: int = 1)
 
 def _read(patch: memoryview, old_size: int, out_size: int) -> tuple[int, int, list[_Row]]:
     """Element width, chunk bytes and table, all of them within bounds; nothing is allocated for what is declared."""
-    start = _HEADER.size + _CRC.size
+    start = _HEADER.size + _SUM.size
     if len(patch) < start:
         raise StoreError("the patch is torn: it ends within its header")
     magic, number, width, chunk, size = _HEADER.unpack_from(patch)
@@ -115,12 +117,12 @@ def _read(patch: memoryview, old_size: int, out_size: int) -> tuple[int, int, li
     if not size == old_size == out_size:
         raise StoreError(f"the patch is of {size:,} bytes, not of {old_size:,} into {out_size:,}")
     end = start + _ROW.size * (-(-(size // width * width) // chunk) + (size % width > 0))
-    [crc] = _CRC.unpack_from(patch, _HEADER.size)
-    if len(patch) < end or zlib.crc32(patch[start:end], zlib.crc32(patch[: _HEADER.size])) != crc:
+    [expected] = _SUM.unpack_from(patch, _HEADER.size)
+    if len(patch) < end or checksum(bytes(patch[: _HEADER.size]) + bytes(patch[start:end])) != expected:
         raise StoreError("the patch is torn or altered: the checksum of its table does not match")
     rows = []
-    for length, payload_crc, result_crc in _ROW.iter_unpack(patch[start:end]):
-        rows.append(_Row(patch[end : end + length], payload_crc, result_crc))
+    for length, payload_sum, result_sum in _ROW.iter_unpack(patch[start:end]):
+        rows.append(_Row(patch[end : end + length], payload_sum, result_sum))
         end += length
     if end != len(patch):
         raise StoreError(f"the patch is torn: it has {len(patch):,} bytes and should have {end:,}")

@@ -49,3 +49,6 @@ class StoreConfig(Section):
     """Longest wait for one answer of a store elsewhere, beside the time that its bytes take at the bandwidth limit."""
     full_every: int = Field(16, ge=1, le=256)
     """Every so many versions one is stored whole; the others may be patches of the one before. 1: all whole."""
+    patch_share: float = Field(0.5, gt=0, le=1)
+    """A patch is stored if it takes at most this share of the whole file; else the version is stored whole, and the
+    next patch is tried after full_every versions."""

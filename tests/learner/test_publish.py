@@ -93,3 +93,17 @@ def test_a_publish_that_fails_leaves_nothing_behind_and_may_be_tried_again(
             publisher.write(1, 0, 1)
     publisher.write(1, 0, 1)
     assert world.store.versions() == [0, 1]
+
+
+def test_versions_of_a_lineage_are_patches_of_each_other_until_a_restore(make_world: MakeWorld) -> None:
+    world = make_world("model.dtype=bfloat16", "learner.learning_rate=1e-6", "learner.checkpoint_every=1")
+    learner = world.learner()
+    for _ in range(2):
+        world.append(4)
+        learner.iterate()
+    assert [world.store.manifest(version).base for version in range(3)] == [-1, 0, 1]
+    counted = {kind: learner.metrics.published_bytes.labels(kind)._value.get() for kind in ("whole", "patch")}
+    assert 0 < counted["patch"] < 0.2 * counted["whole"]
+    world.learner()
+    assert world.store.manifest(3).parent == 2
+    assert world.store.manifest(3).base == -1, "a learner that begins has no bytes to compare with"

@@ -121,8 +121,8 @@ class World:
         version = self.latest if version is None else version
         drawn = builders.group(index, self.config.run.id, GROUP_SIZE, version, **changes)
         if version not in self._policies:
-            folder = str(self.store.folder(version))
-            self._policies[version] = PolicyModel.load(folder, "float32", torch.device("cpu"))
+            _, folder = self.store.hold(version, "s0")
+            self._policies[version] = PolicyModel.load(str(folder), "float32", torch.device("cpu"))
         return with_true_logprobs(drawn, self._policies[version])
 
     def append(self, count: int, version: int | None = None) -> list[int]:
