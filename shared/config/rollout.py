@@ -91,7 +91,8 @@ class AdmissionConfig(Section):
     """What rollout servers may ask for before the learner has caught up."""
 
     max_staleness: int = Field(4, ge=0, le=4096)
-    """Versions beyond the lag that was asked for. 0 is lockstep: with lag 0 the synchronous run, with lag L exactly L."""
+    """Versions beyond the lag that was asked for. 0 is lockstep: staleness is the lag, and with lag 0 the run is
+    synchronous."""
     max_bytes: ByteSize = Field(ByteSize(128 * 2**20), ge=2**20)
     """All that the stream may hold in Redis, acknowledged or not."""
     dead_letter_bytes: ByteSize = Field(ByteSize(16 * 2**20), ge=2**16)

@@ -88,7 +88,7 @@ def test_a_schedule_changes_at_its_steps_and_keeps_its_last_lag() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_with_how_it_is_written(text: str, problem: str) -> None:
-    with pytest.raises(ValueError, match="lag|weight|step|LOW|P is|choice") as refused:
+    with pytest.raises(ValueError, match=r"lag|weight|step|LOW|P is|choice") as refused:
         parse(text)
     assert problem in str(refused.value)
 
