@@ -42,7 +42,7 @@ def _dwell(value: Any) -> str | None:
 
 _Natural = Annotated[int, Field(ge=0, le=1024)]
 _Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
-ServerId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+ServerId = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,200}$")]
 
 
 class ServerLag(Section):
