@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 
@@ -92,6 +93,8 @@ class Follower:
         line = lineage(view.latest, view.parents)
         behind = line.index(self._syncer.served) if self._syncer.served in line else None
         self._parts.status.lags(asked.lag, asked.arm, behind)
+        self._parts.metrics.lag_asked.set(asked.lag)
+        self._parts.metrics.lag_served.set(math.nan if behind is None else behind)
         return ancestor(view.latest, asked.lag, view.parents)
 
     async def _move(self, target: int, admitter: Admitter) -> None:
