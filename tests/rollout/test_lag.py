@@ -29,7 +29,7 @@ def published(config: Config, model: Path, versions: int, *overrides: str) -> Ru
 
 def told(groups: list[Group]) -> list[tuple[int, str, int]]:
     """(lag, arm, the version that drew it) of each group; a group of two versions is an error."""
-    found = []
+    found: list[tuple[int, str, int]] = []
     for group in groups:
         [version] = {span.policy_version for t in group.trajectories for span in t.versions}
         found.append((group.lag, group.arm, version))
