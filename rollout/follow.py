@@ -102,7 +102,8 @@ class Follower:
 
         A group is drawn at the lag that it was leased for: an older version must not get in between.
         """
-        if self._served_lag == self._dial.asked.lag or self._served_lag < 0:
+        same = self._served_lag in (-1, self._dial.asked.lag)
+        if same or not self._syncer.gate.is_set():  # behind a shut gate no group ends
             await self._syncer.follow(target)
             return
         with self._parts.status.during("sync", f"finishing groups, to serve at lag {self._dial.asked.lag}"):
