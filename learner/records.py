@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 
@@ -49,6 +50,7 @@ def step_record(
         truncated_share=sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
         staleness_mean=float(staleness.mean()),
         staleness_max=int(staleness.max()),
+        lags=dict(Counter(group.arm or str(group.lag) for group in batch.groups)),
         floor_max_nats=outcome.floor_max_nats,
         loss=outcome.loss,
         grad_norm=outcome.grad_norm,

@@ -41,6 +41,7 @@ class StepRecord:
     zero_weight_share: float  # tokens without a score term
     staleness_mean: float  # versions
     staleness_max: int  # versions
+    lags: dict[str, int]  # groups by the lag that was asked for, in versions; those of the control arm as "control"
     floor_max_nats: float | None  # largest |policy - behavior| on staleness-0 tokens before the update; None if none
     loss: float
     grad_norm: float

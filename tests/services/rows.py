@@ -47,6 +47,7 @@ def step(number: int, indices: Iterable[int] = (), **changes: Any) -> Row:
         zero_weight_share=0.0,
         staleness_mean=1.0,
         staleness_max=2,
+        lags={"0": 2},
         floor_max_nats=1e-6,
         loss=-0.1,
         grad_norm=0.3,
