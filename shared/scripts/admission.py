@@ -14,7 +14,7 @@ if now - last > lease_ms / 2 then
 end
 """
 
-# KEYS cursor leases owners returned unapplied bytes latest clock desired phase parents
+# KEYS cursor leases owners returned unapplied bytes latest clock desired phase parents drawing
 # ARGV server want versions groups_per_version byte_budget group_bytes lease_ms served_version lag
 # -> {reason, index...}: the reason is why fewer than `want` were given, '' if none.
 LEASE = (
@@ -39,19 +39,35 @@ for _, index in ipairs(redis.call('zrangebyscore', leases, '-inf', now)) do
 end
 
 -- Every version that the server is behind what it is to serve has used up a version's worth of credit.
-local version = redis.call('hget', KEYS[7], 'policy_version')
+local latest = redis.call('hmget', KEYS[7], 'policy_version', 'depth', 'credit', 'in_order')
+local version, depth, credit = latest[1], tonumber(latest[2] or 0), tonumber(latest[3] or 0)
 if not version then return {'no published version yet'} end
 local versions = tonumber(ARGV[3])
+if credit > 0 then versions = math.min(versions, credit) end
 local behind = -tonumber(ARGV[9])
 while version and version ~= ARGV[8] and behind < versions do
   version = redis.call('hget', KEYS[11], version)
   behind = behind + 1
 end
 if behind >= versions or version ~= ARGV[8] then return {'weights are behind'} end
+behind = math.max(behind, 0)
+
+-- In order, so has the group that is being drawn for longest: the groups that are out do not suffice to publish so many
+-- versions without it that it would come too late.
+local drawing, used, reason = KEYS[12], behind, 'staleness credit'
+while latest[4] == '1' do
+  local oldest = redis.call('zrange', drawing, 0, 0, 'withscores')
+  if not oldest[1] then break end
+  if redis.call('zscore', leases, oldest[1]) then
+    local age = depth - tonumber(oldest[2])
+    if age > used then used, reason = age, 'a group in flight' end
+    break
+  end
+  redis.call('zrem', drawing, oldest[1]) -- its lease has ended
+end
 
 local leased = redis.call('zcard', leases)
-local room = (versions - math.max(behind, 0)) * tonumber(ARGV[4]) - leased - redis.call('scard', unapplied)
-local reason = 'staleness credit'
+local room = (versions - used) * tonumber(ARGV[4]) - leased - redis.call('scard', unapplied)
 local free = tonumber(ARGV[5]) - tonumber(redis.call('get', KEYS[6]) or 0)
 local byte_room = math.floor(free / tonumber(ARGV[6])) - leased
 if byte_room < room then room, reason = byte_room, 'byte credit' end
@@ -64,6 +80,7 @@ for _ = 1, n do
   local index = first[1] or string.format('%.0f', redis.call('incr', cursor) - 1)
   redis.call('zadd', leases, now + lease_ms, index)
   redis.call('hset', owners, index, ARGV[1])
+  redis.call('zadd', drawing, depth - behind, index)
   given[#given + 1] = index
 end
 return given

@@ -173,7 +173,7 @@ def test_the_gate_looks_at_the_oldest_token_and_at_the_lag_that_was_asked_for(ma
         mixed = replace(first, versions=(VersionSpan(oldest, 0, 1), VersionSpan(4, 1, 3)))
         world.put(replace(drawn, trajectories=(mixed, *(drawn_by(4)(t) for t in others))))
         training.intake.read(training.rules)
-        assert bool(training.intake.take()) is good, (oldest, lag)
+        assert bool(training.intake.take(training.lineage)) is good, (oldest, lag)
         if not good:
             assert world.drops[index] == "too_stale"
     [row, _] = world.lines("dropped.jsonl")

@@ -47,6 +47,12 @@ def step(number: int, indices: Iterable[int] = (), **changes: Any) -> Row:
         zero_weight_share=0.0,
         staleness_mean=1.0,
         staleness_max=2,
+        lag_mean=0.0,
+        lag_max=0,
+        flight_mean=0.5,
+        flight_max=1,
+        queue_mean=0.5,
+        queue_max=1,
         floor_max_nats=1e-6,
         loss=-0.1,
         grad_norm=0.3,
@@ -57,6 +63,7 @@ def step(number: int, indices: Iterable[int] = (), **changes: Any) -> Row:
         publish_s=0.05,
         by_staleness={},
         by_environment={},
+        by_arm={},
         shadows=[],
     )
     return asdict(replace(record, **changes))
