@@ -92,7 +92,7 @@ class Training:
             parts.config.group_bytes_bound,
             int(parts.config.admission.dead_letter_bytes),
             self.policy.select,
-            parts.config.learner.groups_per_batch * (parts.config.admission.window if self.policy.chooses else 1),
+            parts.config.learner.groups_per_batch * parts.config.admission.batches_held,
         )
         self.losses = Losses(parts.files.lost, parts.metrics, parts.log)
         self.records: list[StepRecord] = []  # of the batch, not yet written down

@@ -7,7 +7,7 @@ function that sets it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from threading import Thread
 from typing import Any
@@ -16,44 +16,15 @@ from wsgiref.simple_server import WSGIServer
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.core import HistogramMetricFamily
 
+from shared.histogram import VERSIONS, VersionsHistogram
 from shared.records import Dropped, StepRecord
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_VERSIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536)
-_REWARDS = (-1, -0.5, 0, 0.1, 0.25, 0.5, 0.75, 0.9, 1, 2, 10)
+_REWARDS = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1, 2, 10)
 
 IntArray = npt.NDArray[np.int64]
-
-
-class VersionsHistogram:
-    """Versions of every trained token; a step's millions of them are counted by value, not one by one."""
-
-    def __init__(self, name: str, text: str, label: str = "") -> None:
-        self._name = name
-        self._text = text
-        self._label = label
-        self._counts: dict[str, dict[int, int]] = {}  # by the label's value; '' where there is none
-
-    def observe(self, values: Iterable[int], counts: Iterable[int], label: str = "") -> None:
-        """Adds so many tokens of each number of versions."""
-        counted = dict(self._counts.get(label, {}))
-        for value, count in zip(values, counts, strict=True):
-            counted[int(value)] = counted.get(int(value), 0) + int(count)
-        self._counts = {**self._counts, label: counted}  # replaced whole: a scrape reads in another thread
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        """What prometheus_client asks for at every scrape."""
-        labels = [self._label] if self._label else []
-        family = HistogramMetricFamily(self._name, self._text, labels=labels)
-        for label, counts in (self._counts or ({} if labels else {"": {}})).items():
-            upto = [(f"{float(bound)}", sum(n for value, n in counts.items() if value <= bound)) for bound in _VERSIONS]
-            buckets = [*upto, ("+Inf", sum(counts.values()))]
-            total = sum(value * n for value, n in counts.items())
-            family.add_metric([label] if labels else [], buckets=buckets, sum_value=total)
-        yield family
 
 
 class LearnerMetrics:
@@ -98,7 +69,7 @@ class LearnerMetrics:
             "trustbatch_dropped_staleness_versions",
             "Versions that the oldest token of a dropped group was behind, by reason.",
             ["reason"],
-            buckets=_VERSIONS,
+            buckets=VERSIONS,
             registry=r,
         )
         self.dropped_length = Histogram(

@@ -90,6 +90,12 @@ def oldest(waiting: Sequence[Waiting], count: int) -> list[int]:
     return list(range(len(waiting)))[:count]
 
 
+def stalest(waiting: Sequence[Waiting], count: int) -> list[int]:
+    """The stalest, which have the least time left; of equally stale ones those that came first."""
+    order = sorted(range(len(waiting)), key=lambda i: (waiting[i].lag - waiting[i].staleness, i))
+    return sorted(order[:count])
+
+
 def newest(waiting: Sequence[Waiting], count: int) -> list[int]:
     """The least stale; of equally stale ones those that came last. What is left ages, and is evicted in the end."""
     order = sorted(range(len(waiting)), key=lambda i: (waiting[i].staleness - waiting[i].lag, -i))
@@ -117,7 +123,7 @@ def keep(group: Waiting, max_staleness: int) -> str:
 
 
 ADMIT: dict[str, Callable[..., Allowance]] = {"credit": credit, "in_order": in_order, "ess": ess}
-SELECT: dict[str, Callable[..., list[int]]] = {"oldest": oldest, "newest": newest, "mixed": mixed}
+SELECT: dict[str, Callable[..., list[int]]] = {"oldest": oldest, "stalest": stalest, "newest": newest, "mixed": mixed}
 EVICT: dict[str, Callable[..., str]] = {"too_stale": too_stale, "keep": keep}
 TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {"admit": ADMIT, "select": SELECT, "evict": EVICT}
 

@@ -93,11 +93,18 @@ class AdmissionConfig(Section):
     """How much may be asked for: credit (a group that too many others pass comes too late), in_order (none does: the
     others wait for the slowest), ess (either, by its `in_order`; less while the token ESS is below `target`)."""
     select: Named = Named(name="oldest")
-    """Which of the waiting groups go into a batch: oldest, newest, mixed (`newest_share` of them the newest)."""
+    """Which of the waiting groups go into a batch: oldest (that came first), stalest (that have the least time left),
+    newest, mixed (`newest_share` of them the newest)."""
     evict: Named = Named(name="too_stale")
     """Which groups are dropped: too_stale (beyond lag + max_staleness + `slack`), keep (none)."""
-    window: int = Field(4, ge=2, le=64)
-    """Batches of groups that the learner holds to choose from, where `select` chooses; oldest holds one."""
+    window: int | None = Field(None, ge=2, le=64)
+    """Batches of groups that the learner holds to choose from, where `select` chooses; oldest holds one. Empty: what
+    may wait, max_staleness + 1, at most 64."""
+
+    @property
+    def batches_held(self) -> int:
+        """Batches that the learner may hold."""
+        return (self.window or max(2, min(64, self.max_staleness + 1))) if self.policy.chooses else 1
 
     @property
     def policy(self) -> AdmissionPolicy:

@@ -69,9 +69,10 @@ def step(number: int, indices: Iterable[int] = (), **changes: Any) -> Row:
     return asdict(replace(record, **changes))
 
 
-def dropped(index: int, reason: str = "too_stale") -> Row:
+def dropped(index: int, reason: str = "too_stale", **changes: Any) -> Row:
     """The record of a group that ended without a step."""
-    return asdict(Dropped(prompt_index=index, reason=reason, length_mean=4.0, reward_mean=0.0, at=1.0))
+    record = Dropped(prompt_index=index, reason=reason, length_mean=4.0, reward_mean=0.0, at=1.0)
+    return asdict(replace(record, **changes))
 
 
 def evaluation(version: int, accuracy: float) -> Row:
