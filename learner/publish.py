@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import takewhile
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -72,7 +72,7 @@ class Publisher:
         except (OSError, SafetensorError) as error:
             raise StoreError(f"cannot write version {version} to {folder}: {error}") from error
 
-    def announce(self, latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
+    def announce(self, latest: Latest, oldest_kept: int, applied: Sequence[int], copy: bool = False) -> None:
         """Makes a written version the latest and frees the credit of its groups. May be repeated.
 
         When the answer to an earlier try was lost, Redis has the version already, and only the credit (which
@@ -81,7 +81,7 @@ class Publisher:
         if self._control.latest() == latest:
             self._reader.release(applied)
         else:
-            self._control.announce(self._epoch, latest, oldest_kept, applied)
+            self._control.announce(self._epoch, latest, oldest_kept, applied, copy)
 
     def retain(self, kept: Iterable[int], latest: int) -> None:
         """Deletes versions that nobody needs, and what a torn publish left behind."""
@@ -101,7 +101,9 @@ def highest_version(store: PolicyStore, control: ControlState) -> int:
     return max(known)
 
 
-def versions_to_keep(lineage: Lineage, lag: int, retain: int, restorable: Iterable[int]) -> set[int]:
+def versions_to_keep(
+    lineage: Lineage, lag: int, retain: int, restorable: Iterable[int], pending: Iterable[int] = ()
+) -> set[int]:
     """What retention must keep.
 
     Args:
@@ -109,10 +111,17 @@ def versions_to_keep(lineage: Lineage, lag: int, retain: int, restorable: Iterab
         lag: the largest lag that a server may be asked for.
         retain: versions kept beyond those.
         restorable: versions that a restore may go on from: the lag is then counted from there.
+        pending: versions that drew groups which wait to be trained on.
 
     """
-    kept = set(islice(lineage.ancestors(lineage.latest), lag + max(1, retain)))
-    if lag:
-        for version in restorable:
-            kept.update(islice(lineage.ancestors(version), lag))
+    kept = {version for version in pending if version in lineage}
+    kept.update(_newest(lineage, lineage.latest, lag + max(1, retain)))
+    for version in restorable if lag else ():
+        kept.update(_newest(lineage, version, lag + 1))
     return kept
+
+
+def _newest(lineage: Lineage, version: int, publishes: int) -> Iterable[int]:
+    """A version and its ancestors over so many publishes; a copy of its parent is none."""
+    bottom = lineage.depth(version) - publishes
+    return takewhile(lambda ancestor: lineage.depth(ancestor) > bottom, lineage.ancestors(version))

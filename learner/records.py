@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 
@@ -57,6 +58,7 @@ def step_record(
         flight_max=int(parts.flight.max()),
         queue_mean=float(parts.queue.mean()),
         queue_max=int(parts.queue.max()),
+        lags=dict(Counter(group.arm or str(group.lag) for group in batch.groups)),
         floor_max_nats=outcome.floor_max_nats,
         loss=outcome.loss,
         grad_norm=outcome.grad_norm,

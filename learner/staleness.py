@@ -21,8 +21,6 @@ from learner.lineage import Lineage
 from learner.objective.staleness import bucket_name, staleness_bucket
 from shared.types import Group
 
-CONTROL = "control"
-
 
 @dataclass(frozen=True)
 class StalenessParts:
@@ -78,6 +76,6 @@ def _of(version: int, asked: int, latest_at_append: int, lineage: Lineage) -> tu
 
 def arm_of(group: Group) -> str:
     """The arm of a comparison that a group belongs to: the control, or the bucket of the lag that was asked for."""
-    if getattr(group, "arm", "") == CONTROL:
-        return CONTROL
+    if group.arm:
+        return group.arm
     return f"lag {bucket_name(int(staleness_bucket(torch.tensor([group.lag]))))}"

@@ -38,6 +38,7 @@ from learner.staleness import parts_of_staleness
 from learner.startup import Begin, config_row
 from learner.step import take_step
 from shared.config import Config
+from shared.config.lag import from_wish
 from shared.control import LEARNER, ControlState, Latest
 from shared.errors import FencedError, TrainingError
 from shared.heartbeat import Heartbeat
@@ -256,11 +257,12 @@ class Training:
         parts.patience("publish", lambda: parts.publisher.write(version, parent, self.step))
         lag = parts.patience("read the lag of the servers", self._largest_lag)
         restorable = parts.checkpoints.versions()[-1:] if lag else ()
-        kept = versions_to_keep(self.lineage, lag, parts.config.learner.retain_versions, restorable)
+        kept = versions_to_keep(self.lineage, lag, parts.config.learner.retain_versions, restorable, self._pending)
         allowance = self._admit()
         latest = Latest(version, parent, self.step, self.lineage.depth(version), allowance.versions, allowance.in_order)
         applied = list(self.ledger.unannounced)
-        parts.patience("announce a version", lambda: parts.publisher.announce(latest, min(kept), applied))
+        copy = version in self.lineage.copies
+        parts.patience("announce a version", lambda: parts.publisher.announce(latest, min(kept), applied, copy))
         self._announced = latest, min(kept)
         self.ledger.announced()
         self._batches_unpublished = self._steps_unpublished = 0
@@ -280,8 +282,17 @@ class Training:
         return Allowance(self._credit, allowance.in_order)
 
     def _largest_lag(self) -> int:
-        members = self.parts.control.members().values()
-        return max([self.parts.config.rollout.lag, *(int(m.get("lag") or 0) for m in members if m)])
+        """What any server may be asked for: by this configuration, by the operator, by a server's own configuration."""
+        control = self.parts.control
+        wish, members = from_wish(control.lag_wish().text), control.members().values()
+        asked = [wish.largest if wish else 0, *(int(m.get("lag") or 0) for m in members if m)]
+        return max(self.parts.config.rollout.largest_lag, *asked)
+
+    @property
+    def _pending(self) -> set[int]:
+        """The versions that drew the groups in hand."""
+        groups = (held.group for held in self.intake.held)
+        return {span.policy_version for g in groups for t in g.own for span in t.versions}
 
     def reopen(self) -> bool:
         """Opens the stream, and tells Redis again what it may have lost. Returns whether it had lost anything.
@@ -309,8 +320,8 @@ class Training:
             return False
         descent = pairwise(chain(self.lineage.ancestors(latest.policy_version), [-1]))
         parents = dict(takewhile(lambda pair: pair[0] >= oldest_kept, descent))
-        control.restore_parents(self.parts.epoch, parents)
-        control.announce(self.parts.epoch, latest, oldest_kept, [])
+        control.restore_parents(self.parts.epoch, parents, self.lineage.copies)
+        control.announce(self.parts.epoch, latest, oldest_kept, [], latest.policy_version in self.lineage.copies)
         return True
 
     # -- record ---------------------------------------------------------------------------------

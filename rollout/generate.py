@@ -14,6 +14,7 @@ from rollout.parts import Parts
 from rollout.sync import Syncer
 from rollout.turns import Player
 from shared.errors import EngineError, EnvironmentFailure
+from shared.lag import Asked
 from shared.types import Group, SamplingSettings, group_id_for
 
 MAX_FAILURES_IN_ROW = 32  # of groups, none between them succeeding
@@ -40,8 +41,12 @@ class Generator:
         self._appender = Appender(parts)
         self._failures_in_row = 0
 
-    async def run(self, prompt_index: int) -> None:
+    async def run(self, prompt_index: int, asked: Asked) -> None:
         """Sees one prompt through: appended, given back for another attempt, or ended as a failure.
+
+        Args:
+            prompt_index: it was leased.
+            asked: the lag that the lease was taken for.
 
         Raises:
             EngineError: the engine is dead.
@@ -50,7 +55,7 @@ class Generator:
 
         """
         try:
-            group = await self._generate(prompt_index)
+            group = await self._generate(prompt_index, asked)
             await self._syncer.gate.wait()  # what an unproven version had a part in is not appended
             self._check_versions(group)
             await self._appender.append(group)
@@ -63,7 +68,7 @@ class Generator:
         else:
             self._failures_in_row = 0
 
-    async def _generate(self, prompt_index: int) -> Group:
+    async def _generate(self, prompt_index: int, asked: Asked) -> Group:
         started, rollout = time.time(), self._parts.config.rollout
         task = await self._environment.draw(prompt_index)
         experts = await expert_answers(self._environment, task, rollout.experts, rollout.sampling.max_tokens)
@@ -75,10 +80,11 @@ class Generator:
             prompt_ids=task.prompt_ids,
             trajectories=trajectories,
             server_id=self._parts.server_id,
-            lag=rollout.lag,
+            lag=asked.lag,
             started_at=started,
             completed_at=time.time(),
             trace_id=secrets.token_hex(8),
+            arm=asked.arm,
         )
 
     def _check_versions(self, group: Group) -> None:

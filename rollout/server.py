@@ -25,6 +25,7 @@ from rollout.experts import check_experts
 from rollout.factory import build_engine
 from rollout.follow import Follower
 from rollout.generate import Generator
+from rollout.lag import Dial
 from rollout.membership import LeaseKeeper, take_name
 from rollout.parts import Parts
 from rollout.sampling import check_trainable
@@ -105,7 +106,8 @@ class RolloutServer:
         self._lease_keeper.start()
         engine, environment, sampling = await self._prepare()
         syncer = Syncer(parts, engine)
-        follower = self._follower = Follower(parts, syncer)
+        dial = Dial(parts)
+        follower = self._follower = Follower(parts, syncer, dial)
         while syncer.served < 0:
             version = await follower.first_version()
             if version is None:
@@ -115,7 +117,7 @@ class RolloutServer:
         player = Player(engine, environment, getattr(parts.config.rollout.engine, "max_model_len", DEFAULT_MODEL_LEN))
         evaluator = Evaluator(parts.config, player, environment, parts.server_id, sampling.stop_token_ids)
         generator = Generator(parts, engine, environment, player, syncer, sampling)
-        self._admitter = Admitter(parts, lambda: syncer.served, generator.run)
+        self._admitter = Admitter(parts, lambda: syncer.served, lambda: dial.asked, generator.run)
         return await _first_of(follower.run(self._admitter, evaluator), self._admitter.run(), _until_dead(engine))
 
     async def _prepare(self) -> tuple[Engine, Environment, SamplingSettings]:

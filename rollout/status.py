@@ -34,7 +34,9 @@ class Status:
             pid=os.getpid(),
             host=socket.gethostname(),
             policy_version=-1,
-            lag=config.rollout.lag,
+            lag=0,
+            arm="",
+            lag_served=None,
             in_flight=0,
             groups=0,
             tokens=0,
@@ -66,6 +68,10 @@ class Status:
     def serves(self, policy_version: int, proof_max_nats: float) -> None:
         """A version was proven."""
         self.heartbeat.update(policy_version=policy_version, proof_max_nats=proof_max_nats)
+
+    def lags(self, asked: int, arm: str, served: int | None) -> None:
+        """The lag that is asked for, its arm, and how far what is served is behind the latest; None: no ancestor."""
+        self.heartbeat.update(lag=asked, arm=arm, lag_served=served)
 
     def in_flight(self, groups: int) -> None:
         """How many groups are being generated."""

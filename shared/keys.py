@@ -112,12 +112,12 @@ class Keys:
 
     @property
     def parents(self) -> str:
-        """Hash: policy_version -> parent version, of every version that may still be served."""
+        """Hash: policy_version -> parent version (`=` behind it: a copy of it), of every version that may be served."""
         return self._key("parents")
 
     @property
     def desired(self) -> str:
-        """Hash: what the operator wants (paused, ...)."""
+        """Hash: what the operator wants (paused, record_bytes, lag with lag_by and lag_at)."""
         return self._key("desired")
 
     @property

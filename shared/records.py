@@ -47,6 +47,7 @@ class StepRecord:
     flight_max: int
     queue_mean: float  # versions: the part that came between appending and training
     queue_max: int
+    lags: dict[str, int]  # groups by the lag that was asked for, in versions; those of the control arm as "control"
     floor_max_nats: float | None  # largest |policy - behavior| on staleness-0 tokens before the update; None if none
     loss: float
     grad_norm: float

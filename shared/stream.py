@@ -114,9 +114,13 @@ class GroupWriter:
 
         """
         known, times_lost = self._acknowledged.now()
-        with translated():
-            count = int(self._client.hget(self._keys.acknowledged, self._server_id) or 0)
+        count = self.counted()
         return self._claim_lost(count, times_lost) if count < known else 0
+
+    def counted(self) -> int:
+        """How many appends of this server Redis remembers, those of its former lives included."""
+        with translated():
+            return int(self._client.hget(self._keys.acknowledged, self._server_id) or 0)
 
     def _store(self, prompt_index: int, group_id: str, field: str, body: bytes) -> Appended:
         while True:

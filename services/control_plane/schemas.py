@@ -47,7 +47,11 @@ class MemberStatus(Answer):
     step: int | None = None
     """Optimizer steps (learner)."""
     lag: int | None = None
-    """Versions behind the latest that it serves on purpose (rollout server)."""
+    """Versions behind the latest that it is asked to serve (rollout server)."""
+    lag_served: int | None = None
+    """Versions that what it serves is behind the latest; null where that is none of its ancestors."""
+    arm: str | None = None
+    """`control`: at lag 0 on purpose, while others lag."""
     in_flight: int | None = None
     """Groups being generated (rollout server)."""
     groups: int | None = None

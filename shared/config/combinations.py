@@ -42,7 +42,12 @@ def _steps(learner: LearnerConfig) -> Iterator[str]:
 
 
 def _versions(config: Config) -> Iterator[str]:
-    learner = config.learner
+    learner, rollout = config.learner, config.rollout
+    if rollout.lag.largest > rollout.largest_lag:
+        yield (
+            f"rollout.lag asks for up to {rollout.lag.largest} versions; rollout.max_lag is {rollout.max_lag}: "
+            "raise it, or leave it away"
+        )
     if config.admission.max_staleness == 0 and learner.publish_every != learner.steps_per_batch:
         yield (
             f"admission.max_staleness is 0, so every batch must be published before the next is drawn: "

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ByteSize, Field
 
+from shared.config.lag import LagSetting
 from shared.config.section import Named, Seconds, Section, default_kind
 from shared.policies import AdmissionPolicy, build
 
@@ -68,8 +69,12 @@ class RolloutConfig(Section):
     The environment gives them, over and over if it has fewer."""
     groups_in_flight: int = Field(16, ge=1, le=4096)
     """Groups that one server generates at once."""
-    lag: int = Field(0, ge=0, le=1024)
-    """Versions behind the latest that a server serves on purpose."""
+    lag: LagSetting = LagSetting()
+    """Versions behind the latest that a server serves on purpose: a number, a distribution, a schedule, or a section
+    with a dwell, a control arm and single servers. `trustbatch lag` changes it while the run goes on."""
+    max_lag: int | None = Field(None, ge=0, le=1024)
+    """The largest lag that may be asked for while the run goes on; the learner keeps so many versions more.
+    Empty: the largest that `lag` itself can ask for."""
     reward_deadline_s: Seconds = 30.0
     """Time that the scorer has for one completion; beyond it the group is an infrastructure failure."""
     reward_workers: int = Field(1, ge=1, le=64)
@@ -77,12 +82,18 @@ class RolloutConfig(Section):
     proof_tolerance_nats: float | None = Field(None, gt=0, le=10)
     """Largest difference between a loaded version and its probe. Empty: 1e-3 in float32, 0.5 in bfloat16."""
 
+    @property
+    def largest_lag(self) -> int:
+        """What a server may be asked for at most, versions."""
+        return self.lag.largest if self.max_lag is None else self.max_lag
+
 
 class AdmissionConfig(Section):
     """What rollout servers may ask for before the learner has caught up."""
 
     max_staleness: int = Field(4, ge=0, le=4096)
-    """Versions beyond the lag that was asked for. 0 with lag 0 is the synchronous run."""
+    """Versions beyond the lag that was asked for. 0 is lockstep: staleness is the lag, and with lag 0 the run is
+    synchronous."""
     max_bytes: ByteSize = Field(ByteSize(128 * 2**20), ge=2**20)
     """All that the stream may hold in Redis, acknowledged or not."""
     dead_letter_bytes: ByteSize = Field(ByteSize(16 * 2**20), ge=2**16)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.system
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "redis"
 USERS = ("learner", "rollout", "control-plane", "operator")
-CREDIT = Credit(versions=5, groups_per_version=50, lag=0, max_bytes=2**30, group_bytes=1_000, lease_s=30)
+CREDIT = Credit(versions=5, groups_per_version=50, max_bytes=2**30, group_bytes=1_000, lease_s=30)
 KEYS = Keys("mine")
 OTHER = Keys("other")
 

@@ -131,7 +131,7 @@ def test_a_step_says_where_its_staleness_comes_from_and_how_each_arm_does(make_w
     learner.iterate()
     world.append(2)
     [late, lagging] = world.lease(2)
-    world.put(world.group(late, 0))
+    world.put(world.group(late, 0, arm="control"))
     world.put(world.group(lagging, 0, lag=1))
     learner.iterate()
     learner.iterate()
@@ -139,7 +139,7 @@ def test_a_step_says_where_its_staleness_comes_from_and_how_each_arm_does(make_w
     assert (row["staleness_mean"], row["staleness_max"]) == (2.0, 2)
     assert [row[f"{part}_mean"] for part in ("lag", "flight", "queue")] == [0.5, 0.5, 1.0]
     assert [row[f"{part}_max"] for part in ("lag", "flight", "queue")] == [1, 1, 1]
-    assert list(row["by_arm"]) == ["lag 0", "lag 1"]
+    assert list(row["by_arm"]) == ["control", "lag 1"]
     for arm in row["by_arm"].values():
         assert (arm["groups"], arm["trajectories"], arm["tokens"]) == (1, 4, 18)
         assert (arm["reward_mean"], arm["length_mean"], arm["staleness_mean"]) == (0.5, 4.5, 2.0)

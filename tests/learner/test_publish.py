@@ -70,9 +70,33 @@ def test_a_server_that_asks_for_more_lag_than_configured_is_heard(make_world: Ma
     assert world.store.versions() == [2, 3, 4, 5]
 
 
+def test_what_the_dial_can_ask_for_is_kept_before_it_is_asked_for(make_world: MakeWorld) -> None:
+    world = make_world("rollout.max_lag=3", "learner.retain_versions=1", "learner.checkpoint_every=100")
+    learner = world.learner()
+    for _ in range(5):
+        world.append(4)
+        learner.iterate()
+    assert world.store.versions() == [2, 3, 4, 5]
+
+
+def test_a_wish_is_kept_for_even_by_a_learner_that_was_started_with_less(make_world: MakeWorld) -> None:
+    world = make_world("learner.retain_versions=1", "learner.checkpoint_every=100")
+    learner = world.learner()
+    world.control.wish_lag(b'"uniform:0:3"', "operator")
+    for _ in range(5):
+        world.append(4)
+        learner.iterate()
+    assert world.store.versions() == [2, 3, 4, 5]
+
+
 def test_after_a_restore_the_lag_can_still_be_served() -> None:
     lineage = Lineage((START,), 10).restored(10, 20, {})
-    assert versions_to_keep(lineage, lag=3, retain=1, restorable=[8]) == {20, 10, 9, 8, 7, 6}
+    assert versions_to_keep(lineage, lag=3, retain=1, restorable=[8]) == {20, 10, 9, 8, 7, 6, 5}, "20 is 10 again"
+
+
+def test_a_version_that_a_waiting_group_was_drawn_by_is_kept() -> None:
+    lineage = Lineage((START,), 10).restored(4, 20, {})
+    assert versions_to_keep(lineage, 0, 1, [], pending=[2, 7]) == {20, 4, 2}, "7 was abandoned"
 
 
 def test_what_a_torn_publish_left_is_passed_over_and_removed(world: World) -> None:

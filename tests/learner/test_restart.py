@@ -228,8 +228,10 @@ def test_an_announcement_whose_answer_was_lost_still_frees_the_credit(world: Wor
     publisher = training.parts.publisher
     announce = publisher.announce
 
-    def announce_then_lose_the_answer(latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
-        announce(latest, oldest_kept, applied)
+    def announce_then_lose_the_answer(
+        latest: Latest, oldest_kept: int, applied: Sequence[int], copy: bool = False
+    ) -> None:
+        announce(latest, oldest_kept, applied, copy)
         answers.append("lost")
         if len(answers) == 1:
             raise StreamError("Redis cannot be reached: the connection was reset")

@@ -85,3 +85,7 @@ def test_versions_are_counted_along_the_ancestry() -> None:
 @pytest.mark.parametrize(("lag", "arm"), [(0, "lag 0"), (2, "lag 2"), (3, "lag 3-4"), (16, "lag 9-16")])
 def test_a_group_s_arm_is_the_bucket_of_the_lag_that_was_asked_for(lag: int, arm: str) -> None:
     assert arm_of(replace(builders.group(), lag=lag)) == arm
+
+
+def test_the_control_arm_is_one_whatever_its_lag() -> None:
+    assert arm_of(replace(builders.group(), arm="control")) == "control"

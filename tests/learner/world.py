@@ -81,7 +81,7 @@ class World:
         self.stop = StopFlag()
         self._learners: list[Learner] = []
         self._policies: dict[int, PolicyModel] = {}
-        credit = Credit(versions=10**6, groups_per_version=10**6, lag=0, max_bytes=2**40, group_bytes=1, lease_s=30.0)
+        credit = Credit(versions=10**6, groups_per_version=10**6, max_bytes=2**40, group_bytes=1, lease_s=30.0)
         self.admission = Admission(client, self.keys, "s0", credit)
         self.writer = GroupWriter(client, self.keys, "s0")
 

@@ -31,6 +31,15 @@ class Parity(SingleTurn):
         return Done(even, {"even": even})
 
 
+class Shade(Parity):
+    """Worth the first token's number: completions of a group are hardly ever worth the same, so every step moves."""
+
+    name = "shade"
+
+    def score(self, task: Task, completion_ids: Int32Array) -> Done:
+        return Done(int(completion_ids[0]) / 258, {})
+
+
 class Taught(Parity):
     """Has an expert, who answers with each of `answers`; nothing at all to prompt 3."""
 

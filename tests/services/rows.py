@@ -53,6 +53,7 @@ def step(number: int, indices: Iterable[int] = (), **changes: Any) -> Row:
         flight_max=1,
         queue_mean=0.5,
         queue_max=1,
+        lags={"0": 2},
         floor_max_nats=1e-6,
         loss=-0.1,
         grad_norm=0.3,

@@ -14,7 +14,7 @@ from shared.redis_client import Client
 from shared.stream import GroupReader, GroupWriter
 
 MAX_STALENESS, PER_VERSION = 2, 3
-CREDIT = Credit(MAX_STALENESS + 1, PER_VERSION, lag=0, max_bytes=10**9, group_bytes=1_000, lease_s=30)
+CREDIT = Credit(MAX_STALENESS + 1, PER_VERSION, max_bytes=10**9, group_bytes=1_000, lease_s=30)
 
 
 CAPACITY = 2  # groups that a server draws at once

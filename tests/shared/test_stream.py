@@ -12,7 +12,7 @@ from shared.redis_client import Client, connect, server_version
 from shared.stream import Appended, Deleted, GroupReader, GroupWriter, backlog
 from tests.conftest import RedisServer
 
-CREDIT = Credit(versions=2, groups_per_version=500, lag=0, max_bytes=2**30, group_bytes=1_000, lease_s=30)
+CREDIT = Credit(versions=2, groups_per_version=500, max_bytes=2**30, group_bytes=1_000, lease_s=30)
 
 
 class Bench:
