@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+import shared.stream
 from learner.training import Training
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World
@@ -27,6 +30,17 @@ def test_who_chooses_reads_what_is_there_up_to_its_window(make_world: MakeWorld,
     world.append(9)
     training.intake.read(training.rules)
     assert held(training) == list(range(most))
+
+
+def test_nobody_waits_for_more_groups_while_there_is_a_batch(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(*SMALL, "admission.window=3", "admission.select=newest")
+    training = world.learner().training
+    monkeypatch.setattr(shared.stream, "BLOCK_S", 3600.0)  # whoever waits, waits until the connection times out
+    world.append(5)
+    assert training.intake.read(training.rules) == 5
+    assert training.intake.read(training.rules) == 0
 
 
 @pytest.mark.parametrize(
@@ -122,6 +136,21 @@ def test_ess_lowers_the_credit_of_the_servers_while_the_data_are_far_off(make_wo
     assert announced(0) == (1, True)
     assert announced(world.latest) == (2, True)
     assert announced(world.latest) == (3, True)
+
+
+def test_a_skipped_step_is_no_reason_for_more_credit(make_world: MakeWorld) -> None:
+    world = make_world(*SMALL, "admission.admit={name: ess, target: 0.5}", "admission.max_staleness=5")
+    learner = world.learner()
+    training = learner.training
+    world.append(2)
+    training.collect()
+    training.train(training.intake.take(training.lineage))
+    [good] = training.records
+    training.records = [replace(good, skipped="non-finite loss"), good]
+    training.publish(learner.evaluations)
+    latest = world.control.latest()
+    assert latest is not None
+    assert latest.credit == 3
 
 
 def test_a_step_says_where_its_staleness_comes_from_and_how_each_arm_does(make_world: MakeWorld) -> None:

@@ -44,9 +44,11 @@ class Fleet:
         latest = Latest(self.latest, self.latest - 1, self.latest, depth=self.latest, in_order=self.in_order)
         self.control.announce(self.epoch, latest, max(0, self.latest - 20), applied)
 
-    def lease(self, i: int, want: int) -> str:
-        grant = self.servers[i].lease(want, self.latest)
-        self.drawing[i] |= dict.fromkeys(grant.indices, self.latest)
+    def lease(self, i: int, want: int, behind: int = 0) -> str:
+        """A server asks that serves a version so far behind the latest."""
+        served = max(0, self.latest - behind)
+        grant = self.servers[i].lease(want, served)
+        self.drawing[i] |= dict.fromkeys(grant.indices, served)
         return grant.reason
 
     def append(self, i: int, index: int) -> None:
@@ -63,7 +65,7 @@ class Fleet:
         for _ in range(rounds):
             for i, speed in enumerate(self.speeds):
                 if len(self.drawing[i]) < CAPACITY:
-                    self.lease(i, CAPACITY - len(self.drawing[i]))
+                    self.lease(i, CAPACITY - len(self.drawing[i]), behind=self.random.choice((0, 0, 1)))
                 if self.drawing[i] and self.random.random() < speed:
                     self.append(i, self.random.choice(list(self.drawing[i])))
             if self.random.random() < 0.7:
