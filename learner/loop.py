@@ -191,7 +191,7 @@ class Learner:
         if self._paused() or not self._collected():
             return True
         training = self.training
-        training.train(training.intake.take())
+        training.train(training.intake.take(training.lineage))
         if training.publish_due:
             training.publish(self.evaluations)
         training.record()

@@ -5,9 +5,11 @@
       |            `--> give_back: a failed or stopped server returns the index; it is given out again first
       `--> runs out when the server's heartbeats stop: likewise
 
-Staleness credit counts leases and unapplied groups, and what a server is behind the version that it is to serve; one
-that is ahead of it gets nothing. Byte credit counts the stream's bytes plus a bound for every lease. Both are looked at
-in one atomic step, so any number of servers can ask at once.
+Staleness credit counts leases and unapplied groups, and what a server is behind the version that it is to serve, or the
+longest lease is behind the latest; a server that is ahead gets nothing. Byte credit counts the stream's bytes plus a
+bound for every lease. Both are looked at in one atomic step, so any number of servers can ask at once. The learner can
+lower the staleness credit, and count the longest lease or not, with every version that it announces (`admission.admit`,
+shared/policies.py).
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class Admission:
         self._lease_ms = int(credit.lease_s * 1000)
         k = keys
         counted = [k.cursor, k.leases, k.owners, k.returned, k.unapplied, k.bytes]
-        self._lease = Script(client, scripts.LEASE, [*counted, k.latest, k.clock, k.desired, k.phase, k.parents])
+        self._lease = Script(
+            client, scripts.LEASE, [*counted, k.latest, k.clock, k.desired, k.phase, k.parents, k.drawing]
+        )
         self._renew = Script(client, scripts.RENEW, [k.owners, k.leases, k.clock])
         self._give_back = Script(client, scripts.GIVE_BACK, [k.leases, k.owners, k.returned, k.attempts])
 

@@ -32,6 +32,9 @@ class Latest:
     policy_version: int
     parent: int  # -1 for the starting model
     step: int
+    depth: int = 0  # publishes between the starting model and it
+    credit: int = 0  # versions of staleness credit that servers have now; 0: all that max_staleness allows
+    in_order: bool = False  # the longest lease uses credit up, so that no other group overtakes it by too much
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ class ControlState:
         Raises FencedError; StreamError where the version is not above the latest.
         """
         numbers = (latest.policy_version, latest.parent, latest.step, oldest_kept)
-        self._announce(epoch, *numbers, COPY * copy, *applied)
+        said = (latest.depth, latest.credit, int(latest.in_order))
+        self._announce(epoch, *numbers, COPY * copy, *said, *applied)
 
     def latest(self) -> Latest | None:
         """The newest published version, or None before the first."""
@@ -134,7 +138,9 @@ class ControlState:
             fields = self._client.hgetall(self._keys.latest)
         if not fields:
             return None
-        return Latest(*(int(fields[name]) for name in (b"policy_version", b"parent", b"step")))
+        depth, credit = (int(fields.get(name, 0)) for name in (b"depth", b"credit"))
+        version, parent, step = (int(fields[name]) for name in (b"policy_version", b"parent", b"step"))
+        return Latest(version, parent, step, depth, credit, fields.get(b"in_order") == b"1")
 
     def parents(self) -> dict[int, int]:
         """policy_version -> parent, of every version that is kept."""

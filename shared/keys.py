@@ -57,6 +57,14 @@ class Keys:
         return self._key("leases")
 
     @property
+    def drawing(self) -> str:
+        """Sorted set: prompt index -> depth in the lineage of the version that it is leased for, less the server's lag.
+
+        An index whose lease has ended stays until LEASE comes across it.
+        """
+        return self._key("drawing")
+
+    @property
     def owners(self) -> str:
         """Hash: prompt index -> server_id that holds its lease."""
         return self._key("owners")

@@ -6,44 +6,25 @@ function that sets it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import fields
 from threading import Thread
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.core import HistogramMetricFamily
 
-from shared.records import StepRecord
+from shared.histogram import VERSIONS, VersionsHistogram
+from shared.records import Dropped, StepRecord
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_VERSIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536)
+_REWARDS = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1, 2, 10)
 
-
-class StalenessHistogram:
-    """Staleness of every trained token; a step's millions of them are counted by value, not one by one."""
-
-    def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
-
-    def observe(self, values: Iterable[int], counts: Iterable[int]) -> None:
-        """Adds so many tokens of each staleness, versions."""
-        counted = dict(self._counts)
-        for value, count in zip(values, counts, strict=True):
-            counted[int(value)] = counted.get(int(value), 0) + int(count)
-        self._counts = counted  # replaced whole: a scrape reads in another thread
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        """What prometheus_client asks for at every scrape."""
-        counts = self._counts
-        upto = [(f"{float(bound)}", sum(n for value, n in counts.items() if value <= bound)) for bound in _VERSIONS]
-        yield HistogramMetricFamily(
-            "trustbatch_staleness_versions",
-            "Versions between drawing a token and training on it, per trained token.",
-            buckets=[*upto, ("+Inf", sum(counts.values()))],
-            sum_value=sum(value * n for value, n in counts.items()),
-        )
+IntArray = npt.NDArray[np.int64]
 
 
 class LearnerMetrics:
@@ -63,13 +44,52 @@ class LearnerMetrics:
             name: Gauge(f"trustbatch_shadow_{name}", f"{text} Of a shadow objective.", ["objective"], registry=r)
             for name, text in _SHADOW_GAUGES.items()
         }
-        self.staleness = StalenessHistogram()
+        self.arm_gauges = {
+            name: Gauge(f"trustbatch_arm_{name}", f"{text} Of each arm, by the lag asked for.", ["arm"], registry=r)
+            for name, text in _ARM_GAUGES.items()
+        }
+        self.arm_groups = Counter("trustbatch_arm_groups", "Groups trained on, by arm.", ["arm"], registry=r)
+        self.staleness = VersionsHistogram(
+            "trustbatch_staleness_versions", "Versions between drawing a token and training on it, per trained token."
+        )
+        self.staleness_parts = VersionsHistogram(
+            "trustbatch_staleness_part_versions",
+            "The parts of it: lag (asked for), flight (until the group was appended), queue (until it was trained on).",
+            "part",
+        )
         r.register(self.staleness)
+        r.register(self.staleness_parts)
         self.groups_applied = Counter(
             "trustbatch_groups_applied", "Groups that ended in an optimizer step.", registry=r
         )
         self.groups_dropped = Counter(
             "trustbatch_groups_dropped", "Groups that ended without being trained on.", ["reason"], registry=r
+        )
+        self.dropped_staleness = Histogram(
+            "trustbatch_dropped_staleness_versions",
+            "Versions that the oldest token of a dropped group was behind, by reason.",
+            ["reason"],
+            buckets=VERSIONS,
+            registry=r,
+        )
+        self.dropped_length = Histogram(
+            "trustbatch_dropped_completion_tokens",
+            "Mean completion length of a dropped group, tokens, by reason.",
+            ["reason"],
+            buckets=_TOKENS,
+            registry=r,
+        )
+        self.dropped_reward = Histogram(
+            "trustbatch_dropped_reward",
+            "Mean reward of a dropped group, by reason.",
+            ["reason"],
+            buckets=_REWARDS,
+            registry=r,
+        )
+        self.credit_versions = Gauge(
+            "trustbatch_staleness_credit_versions",
+            "Versions that rollout servers may be ahead of training.",
+            registry=r,
         )
         self.groups_lost = Counter(
             "trustbatch_groups_lost", "Acknowledged groups that Redis lost, by how.", ["cause"], registry=r
@@ -102,6 +122,24 @@ class LearnerMetrics:
         if encode_s is not None:
             self.encode_seconds.observe(encode_s)
 
+    def count_staleness(self, total: IntArray, parts: Mapping[str, IntArray]) -> None:
+        """Counts the staleness of a step's tokens, [n] versions, and its parts by name, [n] each."""
+        self.staleness.observe(*np.unique(total, return_counts=True))
+        for name, values in parts.items():
+            self.staleness_parts.observe(*np.unique(values, return_counts=True), label=name)
+
+    def drop(self, dropped: Dropped) -> None:
+        """Counts a group that ended without being trained on."""
+        self.groups_dropped.labels(dropped.reason).inc()
+        seen = {
+            self.dropped_staleness: dropped.staleness,
+            self.dropped_length: dropped.length_mean,
+            self.dropped_reward: dropped.reward_mean,
+        }
+        for histogram, value in seen.items():
+            if value is not None and math.isfinite(value):
+                histogram.labels(dropped.reason).observe(value)
+
     def observe(self, record: StepRecord) -> None:
         """Sets everything that one step's record says."""
         for name, gauge in self.step_gauges.items():
@@ -112,6 +150,11 @@ class LearnerMetrics:
             gauge.clear()  # a bucket without tokens has no ESS
         for versions, part in record.by_staleness.items():
             _set(self.staleness_gauges, versions, part)
+        for gauge in self.arm_gauges.values():
+            gauge.clear()  # an arm without groups has no reward
+        for arm, part in record.by_arm.items():
+            _set(self.arm_gauges, arm, part)
+            self.arm_groups.labels(arm).inc(part["groups"])
         for shadow in record.shadows:
             _set(self.shadow_gauges, shadow["objective"], shadow)
         if not record.skipped:
@@ -133,6 +176,16 @@ def _set(gauges: Mapping[str, Gauge], label: str, values: Mapping[str, Any]) -> 
 _STALENESS_GAUGES: dict[str, str] = {
     "token_ess": "Normalized effective sample size over tokens.",
     "sequence_ess": "The same over completions, by their oldest token.",
+    "capped_share": "Share of tokens that the objective capped, clipped or masked.",
+    "tokens": "Trained tokens.",
+}
+_ARM_GAUGES: dict[str, str] = {
+    "reward_mean": "Mean reward of the step's trajectories.",
+    "length_mean": "Mean completion length, tokens.",
+    "staleness_mean": "Mean staleness of the step's tokens, versions.",
+    "token_ess": "Normalized effective sample size over tokens.",
+    "sequence_ess": "The same over completions.",
+    "kl": "Unbiased estimate of KL(policy || behavior) per token, nats.",
     "capped_share": "Share of tokens that the objective capped, clipped or masked.",
     "tokens": "Trained tokens.",
 }
@@ -170,6 +223,12 @@ _STEP_GAUGES: dict[str, tuple[str, str]] = {
     "zero_weight_share": ("zero_weight_share", "Share of tokens without a score term."),
     "staleness_mean": ("staleness_mean_versions", "Mean staleness of the step's tokens, versions."),
     "staleness_max": ("staleness_max_versions", "Largest staleness of the step's tokens, versions."),
+    "lag_mean": ("staleness_lag_mean_versions", "Part of it that was asked for."),
+    "lag_max": ("staleness_lag_max_versions", "Largest part that was asked for."),
+    "flight_mean": ("staleness_flight_mean_versions", "Part beyond the lag that came before the append."),
+    "flight_max": ("staleness_flight_max_versions", "Largest part beyond the lag that came before the append."),
+    "queue_mean": ("staleness_queue_mean_versions", "Part that came between append and training."),
+    "queue_max": ("staleness_queue_max_versions", "Largest part that came between append and training."),
     "floor_max_nats": ("numerics_floor_max_nats", "Largest |log ratio| at staleness 0, before the update, nats."),
     "loss": ("loss", "Objective's value."),
     "grad_norm": ("grad_norm", "Gradient norm before clipping."),

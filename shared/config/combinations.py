@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from shared.config.access import access_problems
 from shared.config.learner import LearnerConfig
-from shared.config.rollout import RolloutConfig, VllmEngineConfig
+from shared.config.rollout import AdmissionConfig, RolloutConfig, VllmEngineConfig
 from shared.config.store import StoreConfig
+from shared.policies import TABLES, chosen
 from shared.sampling import filter_problems, temperature_problems
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def combination_problems(config: Config) -> Iterator[str]:
     return chain(
         _steps(config.learner),
         _versions(config),
+        _policies(config.admission),
         _memory(config),
         _drawing(config.rollout, config.learner),
         _tiny(config),
@@ -53,6 +55,15 @@ def _versions(config: Config) -> Iterator[str]:
             f"admission.max_staleness is 0, so every batch must be published before the next is drawn: "
             f"learner.publish_every must be {learner.steps_per_batch}, not {learner.publish_every}"
         )
+
+
+def _policies(admission: AdmissionConfig) -> Iterator[str]:
+    for question in TABLES:
+        named = getattr(admission, question)
+        try:
+            chosen(question, named.name, named.knobs)
+        except ValueError as error:
+            yield str(error)
 
 
 def _memory(config: Config) -> Iterator[str]:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import ByteSize, Field
 
 from shared.config.lag import LagSetting
-from shared.config.section import Seconds, Section, default_kind
+from shared.config.section import Named, Seconds, Section, default_kind
+from shared.policies import AdmissionPolicy, build
 
 
 class SamplingConfig(Section):
@@ -99,3 +100,24 @@ class AdmissionConfig(Section):
     """All that the dead letters may hold in Redis, beside max_bytes; the oldest are dropped first, and counted."""
     lease_s: Seconds = 30.0
     """Leases and heartbeats that are not renewed for this long return to the pool."""
+    admit: Named = Named(name="credit")
+    """How much may be asked for: credit (a group that too many others pass comes too late), in_order (none does: the
+    others wait for the slowest), ess (either, by its `in_order`; less while the token ESS is below `target`)."""
+    select: Named = Named(name="oldest")
+    """Which of the waiting groups go into a batch: oldest (that came first), stalest (that have the least time left),
+    newest, mixed (`newest_share` of them the newest)."""
+    evict: Named = Named(name="too_stale")
+    """Which groups are dropped: too_stale (beyond lag + max_staleness + `slack`), keep (none)."""
+    window: int | None = Field(None, ge=2, le=64)
+    """Batches of groups that the learner holds to choose from, where `select` chooses; oldest holds one. Empty: what
+    may wait, max_staleness + 1, at most 64."""
+
+    @property
+    def batches_held(self) -> int:
+        """Batches that the learner may hold."""
+        return (self.window or max(2, min(64, self.max_staleness + 1))) if self.policy.chooses else 1
+
+    @property
+    def policy(self) -> AdmissionPolicy:
+        """The three together."""
+        return build(*((named.name, named.knobs) for named in (self.admit, self.select, self.evict)))

@@ -28,7 +28,7 @@ PATIENT = ("admission.max_staleness=100", "learner.steps=100", "learner.retain_v
 def collected(learner: Learner) -> None:
     """A trained batch, nothing of it written yet."""
     assert learner.training.collect()
-    learner.training.train(learner.training.intake.take())
+    learner.training.train(learner.training.intake.take(learner.training.lineage))
 
 
 def stopped_before(owner: Any, name: str, meanwhile: Callable[[], None], patch: pytest.MonkeyPatch) -> None:

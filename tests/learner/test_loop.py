@@ -242,7 +242,7 @@ def test_a_fenced_learner_can_neither_publish_nor_record_nor_checkpoint_nor_dele
     old = world.learner()
     world.append(4)
     assert old.training.collect()
-    old.training.train(old.training.intake.take())
+    old.training.train(old.training.intake.take(old.training.lineage))
     old.training.ledger.deletable = [entry_id.decode() for entry_id, _ in world.client.xrange(world.keys.groups)]
     new = world.learner()
     stages = (old.training.collect, old.training.record, old.training.write_checkpoint, old.training.delete_finished)
