@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from rollout.admit import OVER, Admitter
 from rollout.evaluation import Evaluator, servable
+from rollout.moments import moment
 from rollout.parts import Parts
 from rollout.status import component_of
 from rollout.sync import Syncer, ancestor, lineage
 from shared.control import LEARNER, Phase
-from shared.errors import DeadlineError, EngineError, EnvironmentFailure, StoreError, UnprovenVersionError
+from shared.errors import DeadlineError, EngineError, EnvironmentFailure, StoreError
 
 POLL_S = 0.03
 LEARNER_POLL_S = 5.0
@@ -58,8 +59,8 @@ class Follower:
         """Follows until the run is over; returns the phase.
 
         Raises:
-            UnprovenVersionError, EngineError, StoreError: a version cannot be served.
-            DeadlineError: no learner has lived for learner.idle_deadline_s.
+            UnprovenVersionError, EngineError, StoreError: versions cannot be served.
+            DeadlineError: no learner has lived, or groups in flight have not ended, for learner.idle_deadline_s.
 
         """
         while True:
@@ -73,7 +74,7 @@ class Follower:
             if await self._evaluate_one(view, target, admitter, evaluator):
                 continue
             if target != self._syncer.served or not self._syncer.gate.is_set():
-                await self._syncer.follow(target)
+                await self._syncer.follow(target, moment(self._parts, admitter))
                 admitter.wake()
             else:
                 await asyncio.sleep(POLL_S)
@@ -125,8 +126,6 @@ class Follower:
         self._claimed = job
         try:
             await (self._detour(job, target, admitter, evaluator) if detour else self._answer(job, evaluator))
-        except UnprovenVersionError:
-            raise
         except (EnvironmentFailure, EngineError, StoreError, TimeoutError) as error:
             await self._give_up(job, error)
         self._claimed = None
