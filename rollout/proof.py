@@ -113,14 +113,21 @@ def prove(
     return proof
 
 
-def check_report(version: int, report: TensorReport) -> None:
-    """Raises UnprovenVersionError where a loaded tensor is not the file's."""
+def check_tensors(version: int, report: TensorReport, proof: Proof) -> None:
+    """Raises UnprovenVersionError where a loaded tensor is not the file's, although the probe says nothing."""
     if report.wrong:
-        names = ", ".join(report.wrong[:NAMED]) + (" ..." if len(report.wrong) > NAMED else "")
         raise UnprovenVersionError(
-            f"version {version} is not what the engine serves: {len(report.wrong)} of "
-            f"{len(report.wrong) + report.checked} tensors differ from the published ones: {names}"
+            f"version {version} is not what the engine serves: {wrong_tensors(report)}", proof.difference
         )
+
+
+def wrong_tensors(report: TensorReport) -> str:
+    """Which of an engine's tensors are not those of the files; '' where all are."""
+    if not report.wrong:
+        return ""
+    names = ", ".join(report.wrong[:NAMED]) + (" ..." if len(report.wrong) > NAMED else "")
+    of = len(report.wrong) + report.checked
+    return f"{len(report.wrong)} of {of} tensors differ from the published ones: {names}"
 
 
 def _check_files(now: Proof, before: Proof) -> None:

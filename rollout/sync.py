@@ -20,7 +20,7 @@ import numpy as np
 from rollout.engines.renewable import RenewableEngine
 from rollout.factory import engine_dtype
 from rollout.parts import Parts
-from rollout.proof import TOLERANCE_NATS, Proof, check_report, prove
+from rollout.proof import TOLERANCE_NATS, Proof, check_tensors, prove, wrong_tensors
 from shared.errors import EngineError, StoreError, UnprovenVersionError
 from shared.log import on_every_line
 from shared.manifest import Manifest
@@ -190,8 +190,13 @@ class Syncer:
             answers = await asyncio.gather(
                 *(self._engine.logprobs(np.asarray(row, dtype=np.int32)) for row in manifest.probe.sequences)
             )
-        proof = prove(manifest, answers, self._tolerance_nats, self._proof, exact_files=self._exact_files)
-        check_report(version, report)
+        try:
+            proof = prove(manifest, answers, self._tolerance_nats, self._proof, exact_files=self._exact_files)
+        except UnprovenVersionError as error:
+            if report.wrong:
+                raise UnprovenVersionError(f"{error}; {wrong_tensors(report)}", error.nats) from error
+            raise
+        check_tensors(version, report, proof)
         return proof
 
     @contextmanager

@@ -90,7 +90,7 @@ class UnprovenVersionError(EngineError):
     """A policy version was loaded, but its probe does not answer as the learner's did, or a tensor is not its own."""
 
     def __init__(self, message: str, nats: float = math.nan) -> None:
-        """`nats`: by how much a log-prob of the probe is off; NaN where something else is wrong."""
+        """`nats`: by how much a log-prob of the probe is off; NaN where it could not be measured."""
         self.nats = nats
         super().__init__(message)
 

@@ -67,7 +67,7 @@ class MemberStatus(Answer):
     refused_version: int | None = None
     """The version that it cannot prove, so that it generates nothing; null where there is none (rollout server)."""
     refused_nats: Number = None
-    """By how much that version's probe is off; null where a tensor is wrong and the probe is not (rollout server)."""
+    """By how much that version's probe is off, nats (rollout server)."""
     engine: str | None = None
     device: str | None = None
     metrics: str | None = None

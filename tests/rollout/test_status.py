@@ -59,7 +59,7 @@ def test_a_refused_version_is_said_until_another_is_served(status: Status) -> No
     status.refuses(3, 0.25)
     told = status.heartbeat.status
     assert (told["policy_version"], told["refused_version"], told["refused_nats"]) == (-1, 3, 0.25)
-    status.refuses(3, float("nan"))  # a tensor is wrong, the probe is not
+    status.refuses(3, float("nan"))
     assert status.heartbeat.status["refused_nats"] is None
     status.serves(4, Floor(1e-6, 2e-6, 1.0))
     told = status.heartbeat.status
