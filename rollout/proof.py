@@ -2,14 +2,14 @@
 
     difference = max |measured - published|                                         over the probe's N tokens
     share      = <measured change, published change> / |published change|^2         since the version proven before
-    noise      = |measured - published| / sqrt(N), of the versions proven before
+    noise      = |measured - published| / sqrt(N) of the versions proven before
 
 The difference alone would pass old weights whenever a version moved less than the tolerance; then the share is about
 0 instead of 1. With noise that does not know the direction of the change, the share of the right weights is
-1 +- sqrt(2) noise / |published change|. It is looked at where |published change| >= 20 noise: a share below .5 is then
-at least 7 standard deviations off for the right weights (4.5 where the noise has just doubled), and old weights, at 0,
-are as far on the other side. The noise is a maximum that is forgotten slowly, 5 % a version, so that one quiet version
-makes nobody strict.
+1 +- sqrt(2) noise / |published change|. It counts where |published change| >= 20 noise: a share below .5 is then 7
+standard deviations off for the right weights, and old weights, at 0, are as far on the other side. So that a right
+version is not refused where the noise has grown, it is taken as the largest of what was seen before, forgotten slowly
+(5 % a version), and of what the measured change has beside the published direction.
 
 The probe's precision bounds what it can see: the change of one small tensor may drown in it. That is what the
 comparison of tensors is for (`Engine.check_tensors`); what an engine cannot show of its tensors, the probe covers.
@@ -148,11 +148,10 @@ def _weights(manifest: Manifest) -> list[StoredFile]:
 def _check_change(now: Proof, before: Proof) -> None:
     published = now.published - before.published
     measured = now.measured - before.measured
-    noise = max(before.noise_nats, ROUNDING_NATS)
-    if np.linalg.norm(published) < SIGNAL_TO_NOISE * noise:
-        return
-    share = float(measured @ published / (published @ published))
-    if share < LEAST_SHARE:
+    share = float(measured @ published / max(published @ published, np.finfo(float).tiny))
+    aside = float(np.linalg.norm(measured - share * published)) / (2 * len(published)) ** 0.5
+    noise = max(before.noise_nats, aside, ROUNDING_NATS)
+    if np.linalg.norm(published) >= SIGNAL_TO_NOISE * noise and share < LEAST_SHARE:
         raise UnprovenVersionError(
             f"version {now.manifest.policy_version} is not what the engine serves: since version "
             f"{before.manifest.policy_version} the probe moved by up to {_largest(published):.3g} nats, in the engine "

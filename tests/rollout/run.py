@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from rollout.parts import Parts
 from rollout.server import RolloutServer
@@ -137,7 +138,7 @@ async def serving(parts: Parts) -> AsyncIterator[asyncio.Task[None]]:
         raise error
 
 
-async def until(condition: Callable[[], bool], what: str, task: asyncio.Task[None], deadline_s: float = 8.0) -> None:
+async def until(condition: Callable[[], bool], what: str, task: asyncio.Future[Any], deadline_s: float = 8.0) -> None:
     """Waits for a condition while the server lives."""
     ends = time.monotonic() + deadline_s
     while not await asyncio.to_thread(condition):

@@ -11,6 +11,7 @@ import torch
 
 from rollout.engines.renewable import RenewableEngine
 from rollout.engines.transformers import TransformersEngine
+from rollout.factory import build_engine
 from rollout.parts import Parts
 from rollout.sync import Syncer
 from shared.config import Config
@@ -87,6 +88,10 @@ async def served_at_0(parts: Parts, fault: Fault, heals: bool = False) -> Syncer
     return syncer
 
 
+def configured_engine(config: Config) -> RenewableEngine:
+    return RenewableEngine(build_engine(config, "r0")[0], lambda: build_engine(config, "r0")[0])
+
+
 @pytest.mark.parametrize(
     ("fault", "wrong"),
     [
@@ -149,3 +154,34 @@ async def test_versions_without_a_fault_are_all_proven(config: Config, tiny_mode
     assert syncer.proven == set(range(6))
     assert parts.metrics.sync_failures._metrics == {}
     assert parts.metrics.tensors_unchecked._value.get() == 0
+
+
+async def test_a_bfloat16_engine_of_a_float32_learner_is_proven_with_a_floor_that_can_be_seen(
+    config: Config, tiny_model: Path
+) -> None:
+    """At this learning rate most weights round to the same bfloat16: the engine's change is not the published one."""
+    run, parts = a_run(config, tiny_model, "rollout.engine.dtype=bfloat16")
+    syncer = Syncer(
+        parts, RenewableEngine(build_engine(run.config, "r0")[0], lambda: build_engine(run.config, "r0")[0])
+    )
+    await syncer.serve(0)
+    for size in (LEARNING_RATE, LEARNING_RATE, 1e-3):
+        run.step(size)
+        await syncer.serve(run.publish())
+    status, metrics = parts.status.heartbeat.status, parts.metrics
+    assert status["policy_version"] == 3
+    assert 1e-3 < status["floor_mean_nats"] < status["proof_max_nats"] < 0.5
+    assert 0.9 < status["floor_token_ess"] < 1 - 1e-6
+    assert metrics.floor_max._value.get() == status["proof_max_nats"]
+    assert metrics.floor_mean._value.get() == status["floor_mean_nats"]
+    assert metrics.floor_token_ess._value.get() == status["floor_token_ess"]
+
+
+async def test_the_configured_tolerance_bounds_a_lower_precision(config: Config, tiny_model: Path) -> None:
+    overrides = ["rollout.engine.dtype=bfloat16", "rollout.proof_tolerance_nats=1e-4"]
+    run, parts = a_run(config, tiny_model, *overrides)
+    syncer = Syncer(
+        parts, RenewableEngine(build_engine(run.config, "r0")[0], lambda: build_engine(run.config, "r0")[0])
+    )
+    with pytest.raises(UnprovenVersionError, match=r"off by \S+ nats, 0.0001 is allowed"):
+        await syncer.serve(0)

@@ -21,7 +21,7 @@ from rollout.moments import moment
 from shared.config import Config
 from shared.types import Completion, SamplingSettings
 from tests.rollout.engines.models import random_tokens, save_versions
-from tests.rollout.run import Run, parts_of, small
+from tests.rollout.run import Run, parts_of, small, until
 
 if TYPE_CHECKING:
     from rollout.engines.vllm import VllmEngine
@@ -104,14 +104,11 @@ async def test_a_drain_lets_completions_end_before_the_weights_change(served: Se
 
     admitter = Admitter(parts, lambda: 0, generate)
     admitting = asyncio.ensure_future(admitter.run())
-    async with asyncio.timeout(60):
-        while not run.leased():
-            await asyncio.sleep(0.01)
-        async with moment(parts, admitter):
-            before = len(drawn)
-            await served.engine.load(served.folders[1], 7)
-        while len(drawn) < 16:  # eight groups, for which there is credit
-            await asyncio.sleep(0.01)
+    await until(lambda: run.leased() > 0, "groups in flight", admitting)
+    async with moment(parts, admitter):
+        before = len(drawn)
+        await served.engine.load(served.folders[1], 7)
+    await until(lambda: len(drawn) == 16, "eight groups, for which there is credit", admitting, 60)
     admitting.cancel()
     await admitter.stop(0)
     assert before == 8
