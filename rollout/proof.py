@@ -148,7 +148,9 @@ def _weights(manifest: Manifest) -> list[StoredFile]:
 def _check_change(now: Proof, before: Proof) -> None:
     published = now.published - before.published
     measured = now.measured - before.measured
-    share = float(measured @ published / max(published @ published, np.finfo(float).tiny))
+    if not published.any():
+        return
+    share = float(measured @ published / (published @ published))
     aside = float(np.linalg.norm(measured - share * published)) / (2 * len(published)) ** 0.5
     noise = max(before.noise_nats, aside, ROUNDING_NATS)
     if np.linalg.norm(published) >= SIGNAL_TO_NOISE * noise and share < LEAST_SHARE:

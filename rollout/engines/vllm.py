@@ -276,5 +276,5 @@ class VllmEngine:
 
 def _report(fields: dict[str, Any]) -> TensorReport:
     """A worker's report, which crossed a process boundary: its tuples came as lists."""
-    names = {name: tuple(fields.pop(name, ())) for name in ("wrong", "unchecked")}
-    return TensorReport(**names, **fields)
+    wrong, unchecked = (tuple(fields.pop(name, ())) for name in ("wrong", "unchecked"))
+    return TensorReport(wrong, unchecked, **fields)
