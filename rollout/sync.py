@@ -10,6 +10,7 @@ version is tried, up to rollout.max_refused_versions in a row
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
@@ -17,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from rollout.engines.base import TensorReport
 from rollout.engines.renewable import RenewableEngine
 from rollout.factory import engine_dtype
 from rollout.parts import Parts
-from rollout.proof import TOLERANCE_NATS, Proof, check_tensors, prove, wrong_tensors
+from rollout.proof import TOLERANCE_NATS, Proof, check_tensors, is_weights, prove, wrong_tensors
 from shared.errors import EngineError, StoreError, UnprovenVersionError
 from shared.log import on_every_line
 from shared.manifest import Manifest
@@ -183,9 +185,7 @@ class Syncer:
             raise UnprovenVersionError(
                 f"version {version} was loaded, but the engine says {self._engine.policy_version}"
             )
-        with self._timed("tensors"):
-            report = await self._engine.check_tensors(folder)
-        self._parts.metrics.tensors_unchecked.set(len(report.unchecked))
+        report = await self._compare(manifest, folder)
         with self._timed("probe"):
             answers = await asyncio.gather(
                 *(self._engine.logprobs(np.asarray(row, dtype=np.int32)) for row in manifest.probe.sequences)
@@ -198,6 +198,16 @@ class Syncer:
             raise
         check_tensors(version, report, proof)
         return proof
+
+    async def _compare(self, manifest: Manifest, folder: Path) -> TensorReport:
+        """The loaded tensors against the version's files, where it has any."""
+        if not any(is_weights(file.name) for file in manifest.files):
+            self._parts.metrics.tensors_unchecked.set(math.nan)
+            return TensorReport()
+        with self._timed("tensors"):
+            report = await self._engine.check_tensors(folder)
+        self._parts.metrics.tensors_unchecked.set(len(report.unchecked))
+        return report
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -36,7 +36,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from rollout.engines import vllm_launch, weights
-from rollout.engines.base import CHECK_BYTES, TensorReport
+from rollout.engines.base import TensorReport
+from rollout.engines.vllm_check import WORKER_EXTENSION, check_tensors
 from rollout.engines.vllm_output import to_completion
 from rollout.engines.vllm_requests import probe_params, probed_logprobs, to_params
 from rollout.engines.workdir import make_workdir
@@ -86,7 +87,7 @@ class VllmEngine:
             "enable_prefix_caching": True,  # emptied at every load
             "skip_tokenizer_init": True,
             "use_tqdm_on_load": False,
-            "worker_extension_cls": "rollout.engines.vllm_tensors.TensorCheck",
+            "worker_extension_cls": WORKER_EXTENSION,
         }
         self._startup_deadline_s = startup_deadline_s
         self._load_deadline_s = load_deadline_s
@@ -230,20 +231,7 @@ class VllmEngine:
 
     async def check_tensors(self, folder: Path) -> TensorReport:
         """Compare every worker's tensors with the folder's; requests are served between two pieces."""
-        llm, report, piece, pieces = self._alive(), TensorReport(), 0, 1
-        while piece < pieces:
-            ask = llm.collective_rpc("check_tensors_piece", args=(str(folder), piece, CHECK_BYTES))
-            try:
-                answers: list[tuple[dict[str, Any], int]] = await self._call(ask, "check the loaded tensors")
-            except EngineError:
-                raise
-            except Exception as error:  # vLLM passes worker errors on as bare Exception
-                raise EngineError(f"could not check the loaded tensors: {error}") from error
-            pieces = max(count for _, count in answers)
-            for found, _ in answers:
-                report += _report(found)
-            piece += 1
-        return report
+        return await check_tensors(self._alive(), self._call, folder)
 
     async def _switch(self, llm: AsyncLLM, folder: Path, policy_version: int) -> None:
         try:
@@ -272,9 +260,3 @@ class VllmEngine:
         if self.failure is not None:
             raise EngineError(f"could not {what}: {self.failure}")
         raise EngineError(f"could not {what} within {self._load_deadline_s} s")
-
-
-def _report(fields: dict[str, Any]) -> TensorReport:
-    """A worker's report, which crossed a process boundary: its tuples came as lists."""
-    wrong, unchecked = (tuple(fields.pop(name, ())) for name in ("wrong", "unchecked"))
-    return TensorReport(wrong, unchecked, **fields)
