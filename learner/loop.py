@@ -17,6 +17,7 @@ from learner.patience import Patience
 from learner.provision import Provision, load_reference
 from learner.publish import Publisher
 from learner.recorder import Recorder
+from learner.refusals import Refusals, refusals
 from learner.startup import (
     abandon_lines,
     await_predecessor,
@@ -77,6 +78,7 @@ class Learner:
             policy_version=-1,
             epoch=0,
         )
+        self._refusals = Refusals(self.control, log)
         self._patiently = Patience(self._reopen, self.heartbeat.set_state, stop, log)
         self._phase: tuple[Phase, str] | None = None
         self._epoch = 0  # none yet
@@ -213,7 +215,8 @@ class Learner:
         """True when a batch is complete. Raises DeadlineError where no usable group came for too long."""
         training, wanted = self.training, self.config.learner.groups_per_batch
         held = len(training.intake.held)
-        self.heartbeat.set_state(f"waiting for groups ({held} of {wanted})")
+        refused = self._patiently("hear of refused versions", self._refusals.hear)
+        self.heartbeat.set_state(f"waiting for groups ({held} of {wanted})" + (f"; {refused}" if refused else ""))
         if self._idle is None:
             self._idle = Deadline("groups", self.config.learner.idle_deadline_s)
         if training.collect():
@@ -259,11 +262,13 @@ class Learner:
         learner, training = self.config.learner, self.training
         members = self._patiently("see who is there", self.control.members)
         servers = [name for name, status in members.items() if status and status.get("kind") == "rollout"]
+        refused = "; ".join(f"{name} {text}" for name, _, text in refusals(members))
         dropped = ", ".join(f"{reason} {n}" for reason, n in sorted(training.ledger.dropped.items()))
         return (
             f"waited {learner.idle_deadline_s:g} s for groups ({len(training.intake.held)} of "
             f"{learner.groups_per_batch} are here, {now.leased} are asked for); living rollout servers: "
-            f"{', '.join(servers) or 'none, start one'}; dropped so far: {dropped or 'none'}"
+            f"{', '.join(servers) or 'none, start one'}; {refused + '; ' if refused else ''}"
+            f"dropped so far: {dropped or 'none'}"
         )
 
     # -- end ------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from rollout.parts import Parts
@@ -70,6 +70,13 @@ class Admitter:
                     await asyncio.wait(self._groups.values())
             yield
 
+    async def idle(self, wait_s: float) -> None:
+        """Returns when no group is in flight, or after so long; admission goes on meanwhile."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while self._groups:
+                    await asyncio.wait(self._groups.values(), return_when=asyncio.FIRST_COMPLETED)
+
     async def stop(self, grace_s: float) -> None:
         """Gives the groups in flight some time, ends the rest, and returns every lease."""
         if self._groups and grace_s > 0:
@@ -123,11 +130,13 @@ class Admitter:
                 asked = self._asked()
                 if self._closed:
                     return Grant((), "stopping"), asked
+                if (served := self._served()) < 0:
+                    return Grant((), "a version that proves itself"), asked
                 self._parts.writer.confirm()  # before a lease, so that no lease in use is taken for one of the past
                 if self._doubtful or time.monotonic() - self._compared_at > self._parts.config.admission.lease_s:
                     self._return_leases()
                 self._doubtful = True
-                grant = self._parts.admission.lease(want, self._served(), asked)
+                grant = self._parts.admission.lease(want, served, asked)
                 self._doubtful = False
                 return grant, asked
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from rollout.admit import OVER, Admitter
 from rollout.evaluation import Evaluator, servable
 from rollout.lag import Dial
+from rollout.moments import moment
 from rollout.parts import Parts
 from rollout.status import component_of
 from rollout.sync import Syncer, ancestor, lineage
 from shared.control import LEARNER, Phase
-from shared.errors import DeadlineError, EngineError, EnvironmentFailure, StoreError, UnprovenVersionError
+from shared.errors import DeadlineError, EngineError, EnvironmentFailure, StoreError
 from shared.lag import Moment
 
 POLL_S = 0.03
@@ -66,8 +67,8 @@ class Follower:
         """Follows until the run is over; returns the phase.
 
         Raises:
-            UnprovenVersionError, EngineError, StoreError: a version cannot be served.
-            DeadlineError: no learner has lived for learner.idle_deadline_s.
+            UnprovenVersionError, EngineError, StoreError: versions cannot be served.
+            DeadlineError: no learner has lived, or groups in flight have not ended, for learner.idle_deadline_s.
 
         """
         while True:
@@ -104,7 +105,7 @@ class Follower:
         """
         same = self._served_lag in (-1, self._dial.asked.lag)
         if same or not self._syncer.gate.is_set():  # behind a shut gate no group ends
-            await self._syncer.follow(target)
+            await self._syncer.follow(target, moment(self._parts, admitter))
             return
         with self._parts.status.during("sync", f"finishing groups, to serve at lag {self._dial.asked.lag}"):
             try:
@@ -162,8 +163,6 @@ class Follower:
         self._claimed = job
         try:
             await (self._detour(job, target, admitter, evaluator) if detour else self._answer(job, evaluator))
-        except UnprovenVersionError:
-            raise
         except (EnvironmentFailure, EngineError, StoreError, TimeoutError) as error:
             await self._give_up(job, error)
         self._claimed = None

@@ -21,6 +21,7 @@ from shared.histogram import VERSIONS, VersionsHistogram
 from shared.records import Dropped, StepRecord
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_PAUSES = tuple(step * 10**power for power in range(-3, 1) for step in (1, 1.5, 2, 3, 4, 6, 8))  # 1 ms .. 8 s
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536)
 _REWARDS = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1, 2, 10)
 
@@ -259,14 +260,25 @@ class RolloutMetrics:
         self.in_flight = Gauge("trustbatch_rollout_groups_in_flight", "Groups being generated.", registry=r)
         self.served_version = Gauge("trustbatch_rollout_policy_version", "Version served, proven.", registry=r)
         self.sync_seconds = Histogram(
-            "trustbatch_sync_seconds", "Verifying, loading and proving a version.", buckets=_SECONDS, registry=r
+            "trustbatch_sync_seconds", "From looking for a version to serving it, proven.", buckets=_SECONDS, registry=r
+        )
+        self.sync_stage_seconds = Histogram(
+            "trustbatch_sync_stage_seconds",
+            "Parts of a sync: fetch (and verify), stage, wait (for groups in flight), load, probe, tensors.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=r,
         )
         self.pause_seconds = Histogram(
-            "trustbatch_sync_pause_seconds", "Generation stood still for a sync.", buckets=_SECONDS, registry=r
+            "trustbatch_sync_pause_seconds", "Generation stood still for a sync.", buckets=_PAUSES, registry=r
         )
         self.sync_failures = Counter("trustbatch_sync_failures", "Versions refused.", ["reason"], registry=r)
-        self.floor = Gauge(
-            "trustbatch_proof_max_nats",
+        self.refused_version = Gauge(
+            "trustbatch_rollout_refused_version", "Version that this server cannot prove; -1: none.", registry=r
+        )
+        self.refused_version.set(-1)
+        self.floor_max = Gauge(
+            "trustbatch_rollout_numerics_floor_max_nats",
             "Largest difference between the served version and its probe, nats.",
             registry=r,
         )
@@ -275,6 +287,19 @@ class RolloutMetrics:
         )
         self.lag_served = Gauge(
             "trustbatch_rollout_lag_served_versions", "Versions behind the newest that it serves.", registry=r
+        )
+        self.floor_mean = Gauge(
+            "trustbatch_rollout_numerics_floor_mean_nats",
+            "Mean |difference| between the served version and its probe, nats.",
+            registry=r,
+        )
+        self.floor_token_ess = Gauge(
+            "trustbatch_rollout_numerics_floor_token_ess",
+            "Normalized effective sample size over the probe's tokens: that of staleness 0.",
+            registry=r,
+        )
+        self.tensors_unchecked = Gauge(
+            "trustbatch_rollout_tensors_unchecked", "Loaded tensors of which only the probe says something.", registry=r
         )
         self.wait_seconds = Counter(
             "trustbatch_rollout_wait_seconds", "Time without credit, by what it waited for.", ["reason"], registry=r

@@ -17,8 +17,16 @@ MAX_MEMBERS = 1000  # that are looked at
 MAX_LAG = 1024  # versions; the bound of rollout.lag
 
 _TEXTS = ("kind", "state", "host", "engine", "device", "metrics", "address", "arm")
-_COUNTS = ("pid", "policy_version", "step", "lag", "lag_served", "in_flight", "groups", "tokens")
-_NUMBERS = ("since", "proof_max_nats")
+_COUNTS = ("pid", "policy_version", "step", "lag", "lag_served", "in_flight", "groups", "tokens", "refused_version")
+_NUMBERS = (
+    "since",
+    "proof_max_nats",
+    "floor_mean_nats",
+    "floor_token_ess",
+    "pause_median_s",
+    "pause_p99_s",
+    "refused_nats",
+)
 
 T = TypeVar("T")
 

@@ -31,6 +31,9 @@ class VllmEngineConfig(Section):
 
     kind: Literal["vllm"] = "vllm"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["model", "float32", "bfloat16"] = "model"
+    """Precision that the engine computes in; `model`: that of the published weights, model.dtype. A lower one than the
+    learner's is allowed: how far both then differ is the numerics floor, and proof_tolerance_nats bounds it."""
     max_model_len: int = Field(2048, ge=16, le=1_048_576)
     """Longest prompt plus completion, tokens."""
     max_num_seqs: int = Field(256, ge=1, le=8192)
@@ -50,6 +53,9 @@ class TransformersEngineConfig(Section):
 
     kind: Literal["transformers"] = "transformers"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["model", "float32", "bfloat16"] = "model"
+    """Precision that the engine computes in; `model`: that of the published weights, model.dtype. A lower one than the
+    learner's is allowed: how far both then differ is the numerics floor, and proof_tolerance_nats bounds it."""
 
 
 EngineConfig = Annotated[VllmEngineConfig | TransformersEngineConfig, Field(discriminator="kind"), default_kind("vllm")]
@@ -80,7 +86,17 @@ class RolloutConfig(Section):
     reward_workers: int = Field(1, ge=1, le=64)
     """Threads that score completions outside the event loop."""
     proof_tolerance_nats: float | None = Field(None, gt=0, le=10)
-    """Largest difference between a loaded version and its probe. Empty: 1e-3 in float32, 0.5 in bfloat16."""
+    """Largest difference between a loaded version and its probe. Empty: 1e-3 in float32, 0.5 where the published
+    weights or the engine are bfloat16."""
+    sync: Literal["in_flight", "drain", "between_groups"] = "in_flight"
+    """When a server takes up a new version. in_flight: at once; groups in flight go on with the new weights, every
+    token carries the version that drew it. drain: no new group begins, those in flight end first, so each is drawn by
+    one version. between_groups: as drain, but new groups begin until none happens to be in flight, at most for
+    sync_gap_s."""
+    sync_gap_s: Seconds = 10.0
+    """Longest wait for a moment without a group in flight (sync: between_groups); then the server drains."""
+    max_refused_versions: int = Field(3, ge=1, le=1000)
+    """Versions in a row that cannot be proven after which a server ends; until then it waits for a newer one."""
 
     @property
     def largest_lag(self) -> int:

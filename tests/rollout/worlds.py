@@ -103,6 +103,20 @@ class TwoTurns(Environment):
         return Done(spoken, {"spoken": spoken})
 
 
+class Patient(TwoTurns):
+    """As TwoTurns, but the second turn of prompt 0 begins only when `release` is set."""
+
+    release = threading.Event()
+
+    def task(self, index: int) -> Task:
+        return Task(np.asarray([10, index % 200], dtype=np.int32), index)
+
+    async def step(self, task: Task, transcript: Transcript) -> Continue | Done:
+        if task.data == 0:
+            await asyncio.to_thread(self.release.wait, 30)
+        return await super().step(task, transcript)
+
+
 class Unfinished(Environment):
     """Lacks `step` and `heldout`."""
 

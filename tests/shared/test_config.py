@@ -139,7 +139,7 @@ def test_combinations_too_are_told_all_at_once() -> None:
 def test_keys_of_another_kind_are_said_to_be_such() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["rollout.engine={max_model_len: 64, nonsense: 1}", "rollout.engine.kind=transformers"], {})
-    assert "engine.max_model_len: does not belong to kind transformers, whose keys are device, kind" in str(
+    assert "engine.max_model_len: does not belong to kind transformers, whose keys are device, dtype, kind" in str(
         caught.value
     )
     assert "engine.nonsense: unknown key; known here: device, kind" in str(caught.value)
