@@ -38,7 +38,7 @@ def open_store(config: Config, holder: str = "") -> PolicyStore:
     remote = open_remote(config)
     remote.look()
     cache = (store.cache or config.run.folder / "policy-cache") / config.run.id / holder
-    root = cache if holder else config.run.folder / "policy"
+    root = cache if holder else config.run.folder / "policy-spool"
     return MirroredStore(root, remote, store.parallel, store.part_bytes)
 
 
