@@ -32,6 +32,7 @@ class Foreseen:
     fetch_s: float
     lag_at_switch: int  # versions, at most
     lag_at_most: int  # versions, just before the next switch
+    retain_versions: int  # that learner.retain_versions must be at least, or they go while they are fetched
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def show(size: str, rate: str, every: float, measure: int, as_json: bool) -> Non
     """Prints both. Raises ConfigError for what is no number of bytes."""
     count, per_s = _bytes("--size", size), _bytes("--rate", rate)
     fetch_s = fetch_seconds(count, per_s)
-    found: dict[str, object] = {"foreseen": asdict(Foreseen(fetch_s, *lag_of_fetching(fetch_s, every)))}
+    at_switch, at_most = lag_of_fetching(fetch_s, every)
+    found: dict[str, object] = {"foreseen": asdict(Foreseen(fetch_s, at_switch, at_most, at_switch + 1))}
     if measure:
         found["measured"] = asdict(_measure(count, per_s, every, measure))
     if as_json:

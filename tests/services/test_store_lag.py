@@ -13,7 +13,7 @@ from shared.errors import ConfigError
 def test_what_is_foreseen_stands_beside_what_a_server_on_loopback_did(capsys: pytest.CaptureFixture[str]) -> None:
     show("20KB", "200KB", 0.05, 7, as_json=True)
     found = json.loads(capsys.readouterr().out)
-    assert found["foreseen"] == {"fetch_s": 0.1, "lag_at_switch": 2, "lag_at_most": 4}
+    assert found["foreseen"] == {"fetch_s": 0.1, "lag_at_switch": 2, "lag_at_most": 4, "retain_versions": 3}
     measured = found["measured"]
     assert measured["fetches"] >= 1
     assert measured["fetch_s"] >= 0.1, "no faster than the limit allows"
