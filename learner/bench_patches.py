@@ -81,6 +81,9 @@ def table(told: dict[str, Any]) -> str:
 
 
 def _policy(device: torch.device) -> PolicyModel:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     tokenizer = build_tokenizer(["1 + 2 = 3"], MODEL.vocab_size)
     return PolicyModel(build_model(MODEL, tokenizer).to(device), "bfloat16")
 
