@@ -104,7 +104,7 @@ class CountingPolicy(PolicyModel):
 class CountingFiles(ModelFiles):
     """Of a module that transformers does not know."""
 
-    others: dict[str, bytes] = {}  # type: ignore[assignment]  # noqa: RUF012
+    others: dict[str, bytes] = {}  # noqa: RUF012
 
     def tensors(self) -> dict[str, Tensor]:
         return {"counters": self._module.counters}
