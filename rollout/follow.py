@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 
@@ -92,6 +93,8 @@ class Follower:
         line = lineage(view.latest, view.parents)
         behind = line.index(self._syncer.served) if self._syncer.served in line else None
         self._parts.status.lags(asked.lag, asked.arm, behind)
+        self._parts.metrics.lag_asked.set(asked.lag)
+        self._parts.metrics.lag_served.set(math.nan if behind is None else behind)
         return ancestor(view.latest, asked.lag, view.parents)
 
     async def _move(self, target: int, admitter: Admitter) -> None:
@@ -99,7 +102,8 @@ class Follower:
 
         A group is drawn at the lag that it was leased for: an older version must not get in between.
         """
-        if self._served_lag == self._dial.asked.lag or self._served_lag < 0:
+        same = self._served_lag in (-1, self._dial.asked.lag)
+        if same or not self._syncer.gate.is_set():  # behind a shut gate no group ends
             await self._syncer.follow(target)
             return
         with self._parts.status.during("sync", f"finishing groups, to serve at lag {self._dial.asked.lag}"):

@@ -227,8 +227,9 @@ def _whole(text: str, what: str, most: int) -> int:
 
 
 def _number(text: str, what: str, low: float, high: float) -> float:
+    """To six digits, as it is written again."""
     try:
-        value = float(text)
+        value = float(f"{float(text):g}")
     except ValueError:
         value = math.nan
     if not low <= value <= high:

@@ -255,6 +255,12 @@ class RolloutMetrics:
             "Largest difference between the served version and its probe, nats.",
             registry=r,
         )
+        self.lag_asked = Gauge(
+            "trustbatch_rollout_lag_asked_versions", "Versions behind the newest that it is asked to serve.", registry=r
+        )
+        self.lag_served = Gauge(
+            "trustbatch_rollout_lag_served_versions", "Versions behind the newest that it serves.", registry=r
+        )
         self.wait_seconds = Counter(
             "trustbatch_rollout_wait_seconds", "Time without credit, by what it waited for.", ["reason"], registry=r
         )

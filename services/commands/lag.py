@@ -63,9 +63,12 @@ def lag_set(
 
     with _dial(run, overrides) as (config, control):
         own: dict[str, Any] = {"lag": lag, "dwell": dwell, "control_share": control_share}
-        now = read_lag(config, control).setting
-        wanted = with_server(now, server, _checked(ServerLag, own)) if server else _checked(LagSetting, own)
-        changed = set_lag(config, control, wanted, BY)
+        if server is None:
+            wanted, instead_of = _checked(LagSetting, own), None
+        else:
+            now = read_lag(config, control)
+            wanted, instead_of = with_server(now.setting, server, _checked(ServerLag, own)), now.wish
+        changed = set_lag(config, control, wanted, BY, instead_of)
         typer.echo(f"{config.run.id}: lag {wanted}" + ("" if changed else ", as before"))
 
 
@@ -78,7 +81,8 @@ def lag_clear(run: Run, overrides: Overrides, server: Server = None) -> None:
         if server is None:
             changed = clear_lag(config, control, BY)
         else:
-            changed = set_lag(config, control, with_server(read_lag(config, control).setting, server, None), BY)
+            now = read_lag(config, control)
+            changed = set_lag(config, control, with_server(now.setting, server, None), BY, now.wish)
         typer.echo(f"{config.run.id}: lag {read_lag(config, control).setting}" + ("" if changed else ", as before"))
 
 
@@ -86,6 +90,7 @@ def lag_clear(run: Run, overrides: Overrides, server: Server = None) -> None:
 def _dial(run: Path, overrides: list[str]) -> Iterator[tuple[Config, ControlState]]:
     """The run's configuration and control state; says so where there is no Redis to ask."""
     from services.dead_letters import config_of
+    from services.lag import LagRefusedError
     from shared.control import ControlState
     from shared.errors import AccessError, StreamError
     from shared.keys import Keys
@@ -94,7 +99,7 @@ def _dial(run: Path, overrides: list[str]) -> Iterator[tuple[Config, ControlStat
     config = config_of(run, overrides)
     try:
         yield config, ControlState(connect(config, 2.0), Keys(config.run.id))
-    except AccessError:
+    except (AccessError, LagRefusedError):
         raise
     except StreamError as error:
         raise StreamError(f"the lag of {config.run.id} cannot be read or set now: {error}") from None

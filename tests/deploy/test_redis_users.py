@@ -16,10 +16,11 @@ from redis.retry import Retry
 from shared.admission import Admission, Credit
 from shared.codec import encode_group
 from shared.config import load_config
-from shared.control import ControlState, EvaluationResult, Latest
+from shared.control import ControlState, EvaluationResult, LagWish, Latest
 from shared.errors import AccessError, StreamError
 from shared.intervals import Intervals
 from shared.keys import Keys
+from shared.lag import Asked
 from shared.letters import Letter
 from shared.redis_client import Client, connect, server_version
 from shared.stream import Appended, GroupReader, GroupWriter, backlog
@@ -103,6 +104,8 @@ def test_rollout_and_learner_do_all_of_their_work(run: Run) -> None:
     mine.beat("rollout:r0", {"kind": "rollout", "lag": 0}, 30)
     first, second, third = run.admission.lease(3, 0).indices
     assert run.admission.renew() == 3
+    assert run.admission.lease(1, 0, Asked(1, wish=b"8")).reason == "another lag is asked for"
+    assert (mine.descent(), mine.lag_wish(), run.writer.counted()) == ({0: -1}, LagWish(), 0)
     assert run.admission.held() == [first, second, third]
     payload = encode_group(group(first, "mine"))
     assert run.writer.append(first, f"mine:{first}", payload) is Appended.STORED
@@ -147,6 +150,8 @@ def test_the_control_plane_sees_everything_and_writes_what_is_wanted(run: Run) -
     plane.set_paused(True)
     plane.add_event("pause", "text", by="operator")
     assert run.control.paused()
+    assert plane.wish_lag(b"8", "operator")
+    assert ControlState(run.rollout, KEYS).lag_wish().text == b"8"
     assert backlog(run.plane, KEYS).groups == 0
     assert plane.phase() == ("starting", "")
     assert (plane.history(), len(plane.events()), plane.evaluations(), plane.pending_evaluations()) == ([], 1, [], [])

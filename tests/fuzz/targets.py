@@ -16,8 +16,10 @@ import msgpack
 from learner.recording import decode, digest_of, encode
 from shared import untrusted
 from shared.codec import Limits, decode_group, encode_group
+from shared.config.lag import from_wish, to_wish
 from shared.control import EvaluationResult
 from shared.errors import DecodeError, StoreError
+from shared.lag import Moment, resolve
 from shared.manifest import Manifest, Probe, StoredFile, parse, seal, unseal
 from tests.builders import group, trajectory
 from tests.fuzz.grammar import Choices, spoiled
@@ -29,8 +31,9 @@ MANIFEST = asdict(Manifest(3, 2, 30, 1.5, [StoredFile("a", 1, "0" * 64)], Probe(
 RECORDING = msgpack.unpackb(msgpack.unpackb(encode(a_recording()))["body"], strict_map_key=False)
 CONTROL: list[dict[str, Any]] = [
     asdict(EvaluationResult(0, 0.25, 64, 5.0, 1.0, "r0", 1.0)),
-    {"kind": "rollout", "state": "x", "since": 1.0, "pid": 1, "lag": 0, "proof_max_nats": 1e-5},
+    {"kind": "rollout", "state": "x", "since": 1.0, "pid": 1, "lag": 0, "lag_served": 1, "proof_max_nats": 1e-5},
     {"kind": "pause", "text": "x", "by": "operator", "at": 1.0},
+    {"lag": "choice:0,4*2", "dwell": "4 versions", "control_share": 0.25, "servers": {"r1": "0@0,8@9", "r2": 3}},
 ]
 LONGEST_ERROR = 3000  # characters: it goes into logs and dead letters
 
@@ -78,6 +81,10 @@ def control(data: bytes) -> None:
     result = untrusted.record(EvaluationResult, raw)
     if result is not None:
         json.dumps(asdict(result))
+    wish = from_wish(raw)
+    if wish is not None:
+        assert from_wish(to_wish(wish)) == wish
+        assert all(0 <= resolve(wish, name, 0, Moment(5, 5, 5)).lag <= wish.largest for name in ("r0", "r1"))
 
 
 def _check_error(error: Exception) -> None:

@@ -54,6 +54,19 @@ def test_versions_that_restores_published_are_known_from_the_store_where_redis_h
     assert (lineage.latest, lineage.advanced().staleness(1)) == (2, 1)
 
 
+def test_what_a_restore_publishes_is_told_to_be_a_copy_of_its_parent(world: World) -> None:
+    learner = world.learner()
+    world.append(4)
+    learner.iterate()
+    assert world.control.descent() == {0: -1, 1: 0}
+    learner.training.write_checkpoint()
+    learner = world.learner()
+    assert (world.control.parents(), world.control.descent()) == ({0: -1, 1: 0, 2: 1}, {0: -1, 1: 0, 2: 0})
+    world.client.delete(world.keys.parents, world.keys.latest)
+    learner.training.reopen()
+    assert world.control.descent() == {0: -1, 1: 0, 2: 0}, "a Redis that forgot is told so too"
+
+
 def test_a_living_learner_keeps_its_run_and_its_name(world: World) -> None:
     world.control.set_phase("running")
     parent = os.getppid()

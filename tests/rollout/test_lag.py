@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rollout.engines.transformers import TransformersEngine
 from rollout.lag import Dial
 from shared.config import Config
 from shared.lag import Asked, Moment
@@ -29,7 +30,7 @@ def published(config: Config, model: Path, versions: int, *overrides: str) -> Ru
 
 def told(groups: list[Group]) -> list[tuple[int, str, int]]:
     """(lag, arm, the version that drew it) of each group; a group of two versions is an error."""
-    found = []
+    found: list[tuple[int, str, int]] = []
     for group in groups:
         [version] = {span.policy_version for t in group.trajectories for span in t.versions}
         found.append((group.lag, group.arm, version))
@@ -104,6 +105,34 @@ async def test_the_newest_version_is_served_between_groups_of_an_unchanged_lag_w
         Hanging.release.set()
         await until(lambda: run.unapplied() == 8, "groups", server)
     assert {lag for lag, _, _ in told(run.groups())} == {1}
+
+
+async def test_groups_go_on_while_a_slow_version_is_loaded_although_the_lag_depends_on_versions(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real engine, whose load takes its time: what max_staleness allows is drawn meanwhile, at the dwell's lag."""
+    spec = "{lag: 1, dwell: 9 versions, control_share: .01}"
+    run = published(config, tiny_model, 2, f"rollout.lag={spec}", "admission.max_staleness=3")
+    loading, go_on = asyncio.Event(), asyncio.Event()
+    truly = TransformersEngine.load
+
+    async def slowly(self: TransformersEngine, folder: Path, policy_version: int) -> Any:
+        loading.set()
+        await go_on.wait()
+        return await truly(self, folder, policy_version)
+
+    monkeypatch.setattr(TransformersEngine, "load", slowly)
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.unapplied() == 16, "the first groups", server)
+        run.control.set_paused(True)
+        run.publish(applied=list(range(16)))
+        await asyncio.wait_for(loading.wait(), 10)
+        run.publish()  # which nobody looks at before the load is done
+        run.control.set_paused(False)
+        await until(lambda: run.leased() == 4, "groups of a version before", server)
+        go_on.set()
+        await until(lambda: run.unapplied() > 4, "the others", server)
+    assert {(lag, arm) for lag, arm, _ in told(run.groups())} == {(1, "")}
 
 
 async def test_a_wish_that_cannot_be_read_leaves_the_configured_lag(config: Config, tiny_model: Path) -> None:

@@ -40,6 +40,11 @@ def test_no_form_leaves_its_bounds(text: str, u: float, step: int) -> None:
     assert 0 <= form.at(u, step) <= form.largest <= MAX_LAG
 
 
+def test_numbers_are_taken_to_six_digits_so_that_the_written_form_is_the_same_setting() -> None:
+    for text in ("choice:4*1.0000001,5", "choice:4*0.33333333", "geometric:.99999999:4", "geometric:.1234567:4"):
+        assert parse(str(parse(text))) == parse(text)
+
+
 def drawn(text: str, draws: int = 10_000) -> dict[int, float]:
     """Shares of the lags over an even grid of draws."""
     form = parse(text)

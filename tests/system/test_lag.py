@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,11 @@ def test_in_lockstep_staleness_is_the_lag_exactly_while_the_dial_is_turned(
 
         def reached(step: int) -> bool:
             rows[:] = control.history()
-            return bool(rows) and rows[-1]["step"] >= step
+            return control.latest() is not None and (step == 0 or bool(rows and rows[-1]["step"] >= step))
 
         for step, lag in PLATEAUS:
-            wait_for(lambda step=step: step == 0 or reached(step), f"step {step}", running, log)
-            if lag:
+            wait_for(partial(reached, step), f"step {step}", running, log)
+            if lag is not None:
                 set_lag(run, control, LagSetting(lag=lag), "a test")
         groups, store = drawn_groups(client, keys), PolicyStore(run.run.folder / "policy")
         manifests = {version: store.manifest(version) for version in store.versions()[-60:]}
