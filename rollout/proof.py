@@ -147,7 +147,7 @@ def _check_files(now: Proof, before: Proof) -> None:
 
 
 def _weights(manifest: Manifest) -> list[tuple[str, int, str]]:
-    return [(file.name, file.size, file.sha256) for file in manifest.files if is_weights(file.name)]
+    return [(file.name, file.size, file.checksum) for file in manifest.files if is_weights(file.name)]
 
 
 def _check_change(now: Proof, before: Proof) -> None:

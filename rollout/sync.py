@@ -27,6 +27,7 @@ from shared.errors import EngineError, StoreError, UnprovenVersionError
 from shared.log import on_every_line
 from shared.manifest import Manifest
 from shared.store import open_store
+from shared.types import Float32Array
 
 SYNC_DEADLINE_S = 60.0  # for a version that cannot be read from the store
 RETRY_S = 0.2
@@ -153,6 +154,7 @@ class Syncer:
 
     async def _load_and_prove(self, manifest: Manifest, folder: Path) -> None:
         """As often as there are ways to load. Raises what the last proof failed for."""
+        self.proven.discard(manifest.policy_version)  # it may have been served before: this load has to show itself
         attempts = (self._load, self._load, self._renew)
         for attempt, load in enumerate(attempts, start=1):
             try:
@@ -186,11 +188,8 @@ class Syncer:
                 f"version {version} was loaded, but the engine says {self._engine.policy_version}"
             )
         report = await self._compare(manifest, folder)
-        with self._timed("probe"):
-            answers = await asyncio.gather(
-                *(self._engine.logprobs(np.asarray(row, dtype=np.int32)) for row in manifest.probe.sequences)
-            )
         try:
+            answers = await self._ask(manifest)
             proof = prove(manifest, answers, self._tolerance_nats, self._proof, exact_files=self._exact_files)
         except UnprovenVersionError as error:
             if report.wrong:
@@ -198,6 +197,18 @@ class Syncer:
             raise
         check_tensors(version, report, proof)
         return proof
+
+    async def _ask(self, manifest: Manifest) -> list[Float32Array]:
+        """The engine's answers to the probe. Raises UnprovenVersionError where a living engine has none."""
+        rows = [np.asarray(row, dtype=np.int32) for row in manifest.probe.sequences]
+        try:
+            with self._timed("probe"):
+                return await asyncio.gather(*(self._engine.logprobs(row) for row in rows))
+        except EngineError as error:
+            if self._engine.failure is not None:
+                raise
+            version = manifest.policy_version
+            raise UnprovenVersionError(f"version {version} does not answer its probe: {error}") from error
 
     async def _compare(self, manifest: Manifest, folder: Path) -> TensorReport:
         """The loaded tensors against the version's files, where it has any."""

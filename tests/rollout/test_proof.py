@@ -88,13 +88,13 @@ def test_one_quiet_version_does_not_make_the_next_proof_strict(truth: Float64Arr
 
 def test_the_previous_weights_cannot_have_another_probe(truth: Float64Array) -> None:
     """Below the noise of this engine, so that only the files tell."""
-    file = StoredFile("model.safetensors", 10, "0" * 64)
+    file = StoredFile("model.safetensors", 10, "xxh3_128:" + "0" * 32)
     before = prove(replace(manifest(3, truth), files=[file]), answers(truth + 1e-5), 1e-3, None)
     moved = replace(manifest(4, truth + 3e-5), files=[file])
     with pytest.raises(UnprovenVersionError, match="version 4 has the weights of version 3, byte for byte"):
         prove(moved, answers(truth), 1e-3, before, exact_files=True)
     assert prove(moved, answers(truth), 1e-3, before), "rounded when published: the change may have been rounded away"
-    other = replace(moved, files=[replace(file, sha256="1" * 64)])
+    other = replace(moved, files=[replace(file, checksum="xxh3_128:" + "1" * 32)])
     assert prove(other, answers(truth), 1e-3, before, exact_files=True)
 
 
