@@ -68,7 +68,8 @@ def table(told: dict[str, Any]) -> str:
     whole = told["whole_bytes"]
     lines = [
         f"{told['parameters']:,} parameters, whole {whole:,} bytes, {told['threads']} threads, {told['device']}",
-        "learning rate  version   patch bytes   share   changed  encode s (cpu)   apply s (cpu)  1 Gbit/s saves  identical",
+        "learning rate  version   patch bytes   share   changed  encode s (cpu)   apply s (cpu)  "
+        "1 Gbit/s saves  identical",
     ]
     for rate, found in told["by_learning_rate"].items():
         for row in found["versions"]:

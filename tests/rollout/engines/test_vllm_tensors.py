@@ -99,10 +99,10 @@ async def test_a_drain_lets_completions_end_before_the_weights_change(served: Se
     sampling = SamplingSettings(temperature=0.7, max_tokens=150)
     drawn: list[Completion] = []
 
-    async def generate(index: int) -> None:
+    async def generate(index: int, asked: Asked) -> None:
         drawn.extend(await served.engine.generate(random_tokens(8, index), 2, sampling))
 
-    admitter = Admitter(parts, lambda: 0, generate)
+    admitter = Admitter(parts, lambda: 0, Asked, generate)
     admitting = asyncio.ensure_future(admitter.run())
     await until(lambda: run.leased() > 0, "groups in flight", admitting)
     async with moment(parts, admitter):
