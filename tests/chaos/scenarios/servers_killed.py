@@ -82,7 +82,7 @@ def _engine(result: ScenarioResult, folder: Path, engine: str, servers: int, kil
         wait_for(f"groups of every {name} server", 240, lambda: len(_who(observer)) == servers, every=0.1)
         for _ in range(kills):
             victim = rng.choice(sorted(living))
-            wait_for("the victim to hold leases", 60, lambda: _held(stack, victim), every=0.01)  # noqa: B023
+            wait_for("the victim to hold leases", 120, lambda: observer.look() and _held(stack, victim), every=0.01)  # noqa: B023
             held = _held(stack, victim)
             stack.kill(living[victim])
             killed = time.monotonic()
