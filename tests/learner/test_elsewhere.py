@@ -25,14 +25,14 @@ def test_a_learner_publishes_to_another_place_and_goes_on_from_there(make_world:
         try:
             import s3fs
 
-            s3fs.S3FileSystem(client_kwargs={"endpoint_url": f"http://{host}:{port}"}).mkdir("policies")
+            s3fs.S3FileSystem(client_kwargs={"endpoint_url": f"http://{host}:{port}"}).mkdir("elsewhere")
             _publish_elsewhere(make_world, f"http://{host}:{port}", tmp_path)
         finally:
             moto.stop()
 
 
 def _publish_elsewhere(make_world: MakeWorld, endpoint: str, tmp_path: Path) -> None:
-    given = ["store.url=s3://policies/r1", f"store.endpoint={endpoint}", "learner.retain_versions=2"]
+    given = ["store.url=s3://elsewhere/r1", f"store.endpoint={endpoint}", "learner.retain_versions=2"]
     world = make_world(*given)
     world.store = PolicyStore(world.config.run.folder / "policy-spool")
     learner = world.learner()
