@@ -84,7 +84,7 @@ def restore(
     checkpoint = checkpoints.newest()
     version = highest_version(store, control) + 1
     descent = _descent(store, control)
-    control.forget_versions(store.drop_torn())
+    store.drop_torn(control.forget_versions)
     if checkpoint is None:
         if version == 0:
             return Begin(0, 0, Ledger(), Lineage(), -1), None

@@ -32,6 +32,7 @@ class Foreseen:
     fetch_s: float
     lag_at_switch: int  # versions, at most
     lag_at_most: int  # versions, just before the next switch
+    retain_versions: int  # that learner.retain_versions must be at least, or they go while they are fetched
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def show(size: str, rate: str, every: float, measure: int, as_json: bool) -> Non
     """Prints both. Raises ConfigError for what is no number of bytes."""
     count, per_s = _bytes("--size", size), _bytes("--rate", rate)
     fetch_s = fetch_seconds(count, per_s)
-    found: dict[str, object] = {"foreseen": asdict(Foreseen(fetch_s, *lag_of_fetching(fetch_s, every)))}
+    at_switch, at_most = lag_of_fetching(fetch_s, every)
+    found: dict[str, object] = {"foreseen": asdict(Foreseen(fetch_s, at_switch, at_most, at_switch + 1))}
     if measure:
         found["measured"] = asdict(_measure(count, per_s, every, measure))
     if as_json:
@@ -75,8 +77,8 @@ def _measure(count: int, per_s: int, every: float, versions: int) -> Measured:
         base = [f"run.folder={name}", "control_plane.auth=none", f"store.bandwidth_bytes_per_s={per_s}"]
         with _served(load_config(None, base, {})) as (store, address):
             publisher = threading.Thread(target=_publish, args=(store, count, every, versions), daemon=True)
-            publisher.start()
             far = open_store(load_config(None, [*base, f"store.url={address}"], {}), "far")
+            publisher.start()
             try:
                 return _follow(store, far, publisher)
             finally:
@@ -101,8 +103,9 @@ def _publish(store: PolicyStore, count: int, every: float, versions: int) -> Non
 
 
 def _follow(store: PolicyStore, far: PolicyStore, publisher: threading.Thread) -> Measured:
-    served, seconds, at_switch, at_most = -1, [], [0], [0]
-    while publisher.is_alive():
+    served, at_switch, at_most = -1, [0], [0]
+    seconds: list[float] = []
+    while publisher.is_alive() or not seconds:
         newest = (store.versions() or [-1])[-1]
         if newest == served:
             time.sleep(0.002)

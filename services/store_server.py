@@ -73,6 +73,7 @@ def serve(config: Config, host: str, port: int) -> None:
     from services.listening import address_of, listen
     from shared.config.access import is_loopback
     from shared.errors import ConfigError
+    from shared.process import StopFlag
     from shared.store import open_store
     from shared.store.mirror import MirroredStore
 
@@ -98,7 +99,11 @@ def serve(config: Config, host: str, port: int) -> None:
         server_header=False,
         **encrypted,
     )
+    stop = StopFlag().install()  # uvicorn takes the signals over while it serves, and gives them back to this one
+    server = uvicorn.Server(settings)
+    stop.on_stop(lambda: setattr(server, "should_exit", True))
+    server.should_exit = bool(stop)
     try:
-        uvicorn.Server(settings).run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
         listening.close()

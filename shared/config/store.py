@@ -38,7 +38,8 @@ class StoreConfig(Section):
     token_file: Path | None = None
     """Instead of `token`: a file that holds it, such as a mounted secret."""
     cache: Path | None = None
-    """Where a rollout server keeps what it downloads, two versions at most. Empty: <run.folder>/policy-cache."""
+    """Where a rollout server keeps what it downloads: two versions, and the one that is coming. Empty:
+    <run.folder>/policy-cache. Given for a folder: the server copies, and needs only read access to it."""
     bandwidth_bytes_per_s: ByteSize = Field(ByteSize(0), ge=0)
     """The most bytes a second that one process sends to or takes from a store elsewhere; 0: no limit."""
     parallel: int = Field(4, ge=1, le=64)

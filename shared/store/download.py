@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from shared.errors import StoreError
 from shared.manifest import StoredFile, StoredPatch
 from shared.store.manifests import version_folder
-from shared.store.remote import Remote, persist
+from shared.store.remote import MissingError, Remote, persist
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,11 @@ def download(
         tasks = [threads.submit(persist, partial(file.fetch, number, remote), sleep) for file, number in jobs]
         try:
             count = sum(task.result() for task in tasks)
+        except MissingError as error:
+            threads.shutdown(cancel_futures=True)
+            raise StoreError(
+                f"{error}: if it was deleted while it was fetched, raise learner.retain_versions"
+            ) from None
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise

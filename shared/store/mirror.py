@@ -7,7 +7,7 @@ server:   downloads what it lacks into its folder --> links or rebuilds, verifie
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -141,11 +141,10 @@ class MirroredStore(PolicyStore):
                 shutil.rmtree(self.folder(version), ignore_errors=True)
         return [version for version in gone if version in published]
 
-    def drop_torn(self) -> list[int]:
+    def drop_torn(self, tell: Callable[[list[int]], None]) -> None:
         """Nothing: what the place elsewhere has acknowledged, it keeps. A spool of an earlier learner is emptied."""
         for version in super().begun():
             shutil.rmtree(self.folder(version), ignore_errors=True)
-        return []
 
     def _where(self, version: int) -> str:
         return f"version {version} in {self._remote.url}"

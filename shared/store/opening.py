@@ -29,7 +29,10 @@ def open_store(config: Config, holder: str = "") -> PolicyStore:
     scheme, separator, rest = store.url.partition("://")
     if not separator or scheme in LOCAL:
         folder = Path(rest if separator else store.url) if store.url else config.run.folder / "policy"
-        return PolicyStore(folder, store.parallel)
+        if not (holder and store.cache):
+            return PolicyStore(folder, store.parallel)
+        remote = _only_read(folder, store)
+        return MirroredStore(_cache(config, holder), remote, store.parallel, store.part_bytes)
     if not holder and scheme in ("http", "https"):
         raise ConfigError(
             f"store.url is {store.url}, which can only be read: leave it away for the learner, run `trustbatch store "
@@ -37,9 +40,20 @@ def open_store(config: Config, holder: str = "") -> PolicyStore:
         )
     remote = open_remote(config)
     remote.look()
-    cache = (store.cache or config.run.folder / "policy-cache") / config.run.id / holder
-    root = cache if holder else config.run.folder / "policy"
+    root = _cache(config, holder) if holder else config.run.folder / "policy-spool"
     return MirroredStore(root, remote, store.parallel, store.part_bytes)
+
+
+def _cache(config: Config, holder: str) -> Path:
+    return (config.store.cache or config.run.folder / "policy-cache") / config.run.id / holder
+
+
+def _only_read(folder: Path, store: StoreConfig) -> Remote:
+    """A folder that a server may read but not write: it copies versions, as from elsewhere."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    files = LocalFileSystem(skip_instance_cache=True)
+    return Remote(files, str(folder.absolute()), str(folder), Pace(store.bandwidth_bytes_per_s))
 
 
 def open_remote(config: Config) -> Remote:

@@ -92,7 +92,7 @@ class Pickup:
             start, steps = self._way_to(manifest, file, kept)
             try:
                 if steps:
-                    rebuild(start, steps, target)
+                    rebuild(start, steps, target, threads_each)
                 else:
                     link_or_copy(start, target)
             except OSError as error:
@@ -100,6 +100,7 @@ class Pickup:
             check(target, file)
 
         version = manifest.policy_version
+        threads_each = max(1, self._parallel // max(1, sum(1 for file in manifest.files if file.patch)))
         try:
             with ThreadPoolExecutor(self._parallel) as threads:
                 for _ in threads.map(fetch, manifest.files):

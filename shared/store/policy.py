@@ -11,7 +11,7 @@ on renaming folders, and nothing waits for the disk: what a power loss takes is 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -183,29 +183,36 @@ class PolicyStore:
         shutil.rmtree(self.folder(version), ignore_errors=True)
 
     # -- after a power loss ---------------------------------------------------------------------
-    def drop_torn(self) -> list[int]:
+    def drop_torn(self, tell: Callable[[list[int]], None]) -> None:
         """After another start of the machine: withdraws every version that is not as it was published.
 
         Versions are not forced to the disk when they are published, so a power loss may leave names without bytes.
-        Their folders stay until retention, so that nobody takes their numbers again. Returns them, ascending.
+        Their folders stay until retention, so that nobody takes their numbers again. `tell` hears of them, ascending,
+        before anything is changed; where it fails, all of this may be done again. Raises StoreError.
         """
         now = _BOOT_ID.read_bytes() if _BOOT_ID.exists() else b""
         mark = self.root / BOOT
         if mark.exists() and mark.read_bytes() == now:
-            return []
-        torn = []
+            return
+        torn: list[int] = []
         for version in self.versions():
-            if not self._is_whole(version):
+            if not self._is_whole(version, torn):
                 torn.append(version)
-                (self.folder(version) / MANIFEST).unlink(missing_ok=True)
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_whole(mark, now)
-        return torn
+        tell(torn)
+        for version in torn:
+            (self.folder(version) / MANIFEST).unlink(missing_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_whole(mark, now)
+        except OSError as error:
+            raise StoreError(f"cannot write {mark}: {error}") from error
 
-    def _is_whole(self, version: int) -> bool:
-        """False too where what it is a patch of was withdrawn before it."""
+    def _is_whole(self, version: int, torn: Collection[int]) -> bool:
+        """False too where what it is a patch of is torn or not there."""
         try:
             manifest = self.manifest(version)
+            if manifest.base in torn:
+                return False
             if manifest.depth:
                 self.manifest(manifest.base)
             for file in manifest.files:

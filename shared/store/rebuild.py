@@ -23,7 +23,7 @@ class Step:
     result: StoredFile  # what it makes; its `patch` is what lies at that path
 
 
-def rebuild(start: Path, steps: Sequence[Step], target: Path) -> None:
+def rebuild(start: Path, steps: Sequence[Step], target: Path, threads: int = 1) -> None:
     """Writes to `target` what the steps make of `start`. The result's own checksum is for the caller to look at.
 
     Memory: pages of two files at a time, which the system may drop.
@@ -37,7 +37,7 @@ def rebuild(start: Path, steps: Sequence[Step], target: Path) -> None:
     try:
         for number, step in enumerate(steps):
             new = target if step is steps[-1] else target.with_name(f".{target.name}.{number}")
-            _apply(old, step, new)
+            _apply(old, step, new, threads)
             if old != start:
                 old.unlink()
             old = new
@@ -46,7 +46,7 @@ def rebuild(start: Path, steps: Sequence[Step], target: Path) -> None:
             target.with_name(f".{target.name}.{number}").unlink(missing_ok=True)
 
 
-def _apply(old: Path, step: Step, new: Path) -> None:
+def _apply(old: Path, step: Step, new: Path, threads: int) -> None:
     patch = step.result.patch
     if patch is None:
         raise StoreError(f"{step.result.name} is no patch")
@@ -55,7 +55,7 @@ def _apply(old: Path, step: Step, new: Path) -> None:
         if len(before) != step.result.size:
             raise StoreError(f"{patch.name} is of a file of {step.result.size:,} bytes, not of {len(before):,}")
         with _blank(new, step.result.size) as after:
-            apply(before, change, after)
+            apply(before, change, after, threads)
 
 
 @contextmanager

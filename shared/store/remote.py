@@ -129,7 +129,7 @@ class Remote:
                 found = []
         for path in found:
             parts = str(path).rsplit("/", 2)
-            if len(parts) == 3:
+            if len(parts) == 3 and parts[0] == self._root:  # not what a server on that disk holds
                 yield parts[1], parts[2]
 
     def _index(self) -> list[int]:

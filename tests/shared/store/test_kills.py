@@ -36,7 +36,7 @@ TOUCHES = (
     "mmap.__new__",
 )
 MOST = 400  # operations, far more than there are
-LIMITS = (0, 1, 500, 1500, 4000)  # bytes of a file, in the middle of which its writer dies
+LIMITS = (0, *range(50, 1100, 250), 4000)  # bytes of a file, in the middle of which its writer dies
 Make = Callable[[Path], PolicyStore]
 
 
@@ -86,7 +86,7 @@ def _kill_before(nth: int, folder: str) -> None:
 def test_a_publish_that_is_killed_leaves_a_whole_version_or_none(make: Make, patched: bool, tmp_path: Path) -> None:
     weights, outcomes = Weights(), set()
     weights.at(1)
-    for nth, limit in [*((n, None) for n in range(1, MOST)), *((None, size) for size in LIMITS)]:
+    for nth, limit in [*((None, size) for size in LIMITS), *((n, None) for n in range(1, MOST))]:
         folder = tmp_path / f"{nth}-{limit}"
         publish(make(folder), weights, 0)
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from shared.config import load_config
 from shared.errors import StoreError
 from shared.manifest import MANIFEST
+from shared.store import open_store
 from shared.store.mirror import MirroredStore
 from shared.store.pace import Pace
 from shared.store.remote import TRIES, Remote
@@ -123,6 +125,25 @@ def test_a_part_is_asked_for_again_a_few_times(make: Make, weights: Weights, lin
     assert (folder / WEIGHTS).read_bytes() == weights.at(0)
 
 
+def test_a_version_that_goes_while_it_is_fetched_says_what_to_raise(
+    make: Make, weights: Weights, link: Link, tmp_path: Path
+) -> None:
+    learner, server = make("spool"), make("cache")
+    publish(learner, weights, 0)
+    publish(learner, weights, 1)
+
+    def retention(path: str, start: int) -> bool:
+        if path.endswith(WEIGHTS) and start == 2 * PART:
+            shutil.rmtree(tmp_path / "bucket" / "v00000000", ignore_errors=True)
+        return False
+
+    link.broken = retention
+    with pytest.raises(StoreError, match=r"if it was deleted while it was fetched, raise learner\.retain_versions"):
+        server.hold(0, "r0")
+    assert (server.hold(1, "r0")[1] / WEIGHTS).read_bytes() == weights.at(1)
+    assert not list((tmp_path / "cache").glob("v*")), "what had come of it is gone"
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_what_arrives_spoiled_is_no_version_and_comes_anew_once_mended(
     make: Make, weights: Weights, tmp_path: Path, damage: str
@@ -188,3 +209,16 @@ def test_a_publish_that_fails_is_taken_back_and_its_number_can_be_used(make: Mak
     learner.discard(1)
     publish(learner, weights, 1)
     assert learner.versions() == [0, 1]
+
+
+def test_a_server_with_a_cache_leaves_a_shared_folder_as_it_is(weights: Weights, tmp_path: Path) -> None:
+    here = load_config(None, [f"run.folder={tmp_path}"], {})
+    learner, other = open_store(here), open_store(here, "other")
+    publish(learner, weights, 0)
+    publish_patch(learner, weights, 1, 0)
+    other.hold(1, "other")
+    before = sorted(learner.root.rglob("*"))
+    server = open_store(load_config(None, [f"run.folder={tmp_path}", f"store.cache={tmp_path / 'cache'}"], {}), "r0")
+    assert server.versions() == [0, 1], "what another server holds is no version"
+    assert (server.hold(1, "r0")[1] / WEIGHTS).read_bytes() == weights.at(1)
+    assert sorted(learner.root.rglob("*")) == before

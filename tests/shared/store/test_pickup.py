@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import StoreError
+from shared.errors import DataLossError, StoreError
 from shared.manifest import MANIFEST, seal
 from shared.store import HELD, PolicyStore
 from shared.store.pickup import ABANDONED_S
@@ -159,14 +159,27 @@ def test_checksums_taken_while_writing_are_believed_but_not_for_another_size(
         store.hold(10, "r0")
 
 
+def torn(store: PolicyStore) -> list[int]:
+    """What the store withdraws now."""
+    told: list[int] = []
+    store.drop_torn(told.extend)
+    return told
+
+
 def test_after_another_start_of_the_machine_torn_versions_are_withdrawn(store: PolicyStore, weights: Weights) -> None:
-    assert store.drop_torn() == []
+    assert torn(store) == []
     with (store.folder(2) / "model.patch").open("r+b") as file:
         file.write(bytes(100))
-    assert store.drop_torn() == [], "the machine has not been started since: the page cache is whole"
+    assert torn(store) == [], "the machine has not been started since: the page cache is whole"
     (store.root / "boot").write_bytes(b"an earlier start")
     publish(store, weights, 6)
-    assert store.drop_torn() == [2, 3, 4, 5]
+
+    def unreachable(versions: list[int]) -> None:
+        raise DataLossError("nobody could be told")
+
+    with pytest.raises(DataLossError):
+        store.drop_torn(unreachable)
+    assert torn(store) == [2, 3, 4, 5], "who could not be told is told again"
     assert store.versions() == [0, 1, 6]
     assert store.begun() == list(range(7)), "nobody takes their numbers again"
     assert store.retain([6], 6) == [0, 1]
