@@ -68,8 +68,7 @@ def table(told: dict[str, Any]) -> str:
     whole = told["whole_bytes"]
     lines = [
         f"{told['parameters']:,} parameters, whole {whole:,} bytes, {told['threads']} threads, {told['device']}",
-        "learning rate  version   patch bytes   share   changed  encode s (cpu)   apply s (cpu)  "
-        "1 Gbit/s saves  identical",
+        "learning rate  version   patch bytes   share   changed  encode s (cpu)   apply s (cpu)  1 Gbit/s saves  same",
     ]
     for rate, found in told["by_learning_rate"].items():
         for row in found["versions"]:
@@ -78,7 +77,7 @@ def table(told: dict[str, Any]) -> str:
                 f"{rate:>13}  {row['version']:>7}  {row['patch_bytes']:>12,}  {row['share']:>6.2%}  "
                 f"{row['changed_share']:>8.2%}  {row['encode_s']:>6.3f} ({row['encode_cpu_s']:.3f})  "
                 f"{row['apply_s']:>6.3f} ({row['apply_cpu_s']:.3f})  "
-                f"{saved:>16.3f}  {'yes' if row['identical'] else 'NO':>9}"
+                f"{saved:>14.3f}  {'yes' if row['identical'] else 'NO':>4}"
             )
     for name, taken in told["seconds_for_whole_bytes"].items():
         lines.append(f"whole bytes, {name}: {taken['s']:.3f} s ({taken['cpu_s']:.3f} of the processor)")
