@@ -17,9 +17,10 @@ from shared.keys import Keys
 from shared.redis_client import Client
 from tests.rollout.models import save_model
 from tests.rollout.run import small
-from tests.system.test_lag import processes, wait_for
+from tests.system.conftest import wait_for
+from tests.system.test_lag import processes
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 STEPS = 12
 Parts = npt.NDArray[np.int64]
@@ -47,10 +48,11 @@ def test_lag_flight_and_queue_of_every_step_are_those_of_the_entries_it_was_made
     with processes(["-m", "learner", "--config", str(files[0])], *servers, log=log) as running:
 
         def both_served_until_the_last_step() -> bool:
+            assert all(process.poll() is None for process in running), log.read_text()[-3000:]
             rows = control.history()
             return len(rows) > STEPS and len({arm for row in rows for arm in row["by_arm"]}) == 2
 
-        wait_for(both_served_until_the_last_step, f"step {STEPS} and groups of both servers", running, log)
+        wait_for(f"step {STEPS} and groups of both servers", 180, both_served_until_the_last_step)
         rows = control.history()
         entries = {int(fields[b"prompt_index"]): fields for _, fields in client.xrange(keys.groups)}
 
