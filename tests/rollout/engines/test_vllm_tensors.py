@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from rollout.admit import Admitter
 from rollout.moments import moment
 from shared.config import Config
+from shared.lag import Asked
 from shared.types import Completion, SamplingSettings
 from tests.rollout.engines.models import random_tokens, save_versions
 from tests.rollout.run import Run, parts_of, small, until
