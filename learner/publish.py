@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 from learner.lineage import Lineage
@@ -35,6 +36,17 @@ def probe_sequences(vocab_size: int, longest: int = 32) -> list[list[int]]:
     return sequences
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a version took."""
+
+    stored_bytes: int
+    base: int  # version that it is a patch of; -1: whole
+    save_s: float  # the weights into the store's folder, checksums and patch included
+    probe_s: float
+    commit_s: float  # the manifest and, for a store elsewhere, the upload
+
+
 class Publisher:
     """Writes the policy's weights as versions; `epoch` fences a learner that was thought dead."""
 
@@ -58,19 +70,25 @@ class Publisher:
         self._writer = VersionWriter(policy.files, config, self._is_published)
         self._metrics = metrics
 
-    def write(self, version: int, parent: int, step: int) -> None:
+    def write(self, version: int, parent: int, step: int) -> Stored:
         """Puts the weights into the store. Raises StoreError, FencedError (before anything is written)."""
         self._control.check_epoch(self._epoch)
+        moments = [time.perf_counter()]
         folder = self._store.begin(version)
         try:
             written = self._save(folder, version, parent)
+            moments.append(time.perf_counter())
             probe = Probe(self._sequences, self._policy.sequence_logprobs(self._sequences))
+            moments.append(time.perf_counter())
             self._store.commit(version, parent, step, probe, time.time(), written.known, written.base)
+            moments.append(time.perf_counter())
         except BaseException:
             self._store.discard(version)
             raise
         self._writer.published()
         self._metrics.observe_publish(written.stored_bytes, written.base >= 0, written.encode_s)
+        save_s, probe_s, commit_s = (round(end - begin, 4) for begin, end in pairwise(moments))
+        return Stored(written.stored_bytes, written.base, save_s, probe_s, commit_s)
 
     def _is_published(self, version: int) -> bool:
         """False too where nobody can say: the next version is then stored whole."""

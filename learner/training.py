@@ -254,7 +254,7 @@ class Training:
         """Writes and announces the weights as the lineage's latest version."""
         parts, version = self.parts, self.lineage.latest
         parts.heartbeat.set_state(f"publishing version {version}")
-        parts.patience("publish", lambda: parts.publisher.write(version, parent, self.step))
+        stored = parts.patience("publish", lambda: parts.publisher.write(version, parent, self.step))
         lag = parts.patience("read the lag of the servers", self._largest_lag)
         restorable = parts.checkpoints.versions()[-1:] if lag else ()
         kept = versions_to_keep(self.lineage, lag, parts.config.learner.retain_versions, restorable, self._pending)
@@ -263,6 +263,7 @@ class Training:
         applied = list(self.ledger.unannounced)
         copy = version in self.lineage.copies
         parts.patience("announce a version", lambda: parts.publisher.announce(latest, min(kept), applied, copy))
+        parts.log.info("published", version=version, parent=parent, **asdict(stored))
         self._announced = latest, min(kept)
         self.ledger.announced()
         self._batches_unpublished = self._steps_unpublished = 0

@@ -67,6 +67,7 @@ class Syncer:
         self._proof: Proof | None = None  # of the version proven last
         self._started = False
         self._refused: list[int] = []  # in a row
+        self._stages: dict[str, float] = {}  # what the parts of the newest sync took, seconds
         self._unreadable_since: float | None = None
 
     @property
@@ -121,6 +122,7 @@ class Syncer:
     async def serve(self, version: int, moment: AbstractAsyncContextManager[None] | None = None) -> None:
         """Fetches, loads and proves a version. Raises StoreError, EngineError, UnprovenVersionError, DeadlineError."""
         started = time.monotonic()
+        self._stages = {}
         server_id = self._parts.server_id
         with self._parts.status.during("sync", f"fetching version {version}"):
             try:
@@ -175,6 +177,7 @@ class Syncer:
             self._started = True
             return
         paused = await self._engine.load(folder, version)
+        self._stages["pause_s"] = round(paused, 4)
         self._parts.metrics.pause_seconds.observe(paused)
         self._parts.status.paused(paused)
 
@@ -224,7 +227,9 @@ class Syncer:
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.monotonic()
         yield
-        self._parts.metrics.sync_stage_seconds.labels(stage).observe(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._stages[f"{stage}_s"] = round(seconds, 4)
+        self._parts.metrics.sync_stage_seconds.labels(stage).observe(seconds)
 
     def _accept(self, proof: Proof, attempt: int) -> None:
         version, floor, metrics = proof.manifest.policy_version, proof.floor, self._parts.metrics
@@ -242,6 +247,7 @@ class Syncer:
         self._parts.log.info(
             "a version is proven",
             attempt=attempt,
+            **self._stages,
             floor_mean_nats=floor.mean_nats,
             floor_max_nats=floor.max_nats,
             floor_token_ess=floor.token_ess,

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from services.commands import configuration, inspection, lag, letters, processes, store
+from services.commands import bench, configuration, inspection, lag, letters, processes, store
 
 HELP = """Asynchronous off-policy RL post-training for language models.
 
@@ -39,6 +39,7 @@ app.command()(configuration.doctor)
 app.command()(inspection.report)
 app.command()(inspection.record)
 app.command()(inspection.replay)
+app.add_typer(bench.bench_app, name="bench")
 app.add_typer(configuration.config_app, name="config")
 app.add_typer(lag.lag_app, name="lag")
 app.add_typer(letters.letters_app, name="dead-letters")

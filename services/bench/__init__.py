@@ -1,0 +1,1 @@
+"""Benchmarks of whole runs: the real processes, read by their own logs."""

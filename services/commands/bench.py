@@ -1,0 +1,28 @@
+"""Benchmarks: each prints its own reference, taken in the same run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+bench_app = typer.Typer(help="Measure this machine: tables, or JSON with --json.", no_args_is_help=True)
+
+
+@bench_app.command("weights")
+def bench_weights(
+    *,
+    megabytes: Annotated[float, typer.Option(metavar="MB", min=1, max=100_000, help="Of the weights, float32.")] = 300,
+    versions: Annotated[int, typer.Option(metavar="N", min=2, max=10_000, help="Published, one each step.")] = 20,
+    learning_rate: Annotated[float, typer.Option(metavar="LR", min=0, max=1, help="Sets how much changes.")] = 1e-6,
+    engine: Annotated[Literal["vllm", "transformers"], typer.Option(help="Of the rollout server.")] = "vllm",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the published weights.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how long a version takes from the learner to a proven rollout server, and the pause within.
+
+    Runs Redis, a learner and a rollout server with a model of random weights; nothing is downloaded.
+    """
+    from services.bench.weights import show
+
+    show(megabytes, versions, learning_rate, engine, dtype, as_json)
