@@ -16,11 +16,12 @@ from shared.lag import Asked
 
 FIRST_POLL_S = 0.01  # after a refusal; doubled up to LONGEST_POLL_S
 LONGEST_POLL_S = 0.1
+ANOTHER_LAG = "another lag is asked for"
 _LONG = {
     "no published version yet": "the first published version",
     "weights are behind": "newer weights",
     "weights are ahead": "the older weights of its lag",
-    "another lag is asked for": "the weights of another lag",
+    ANOTHER_LAG: "the weights of another lag",
 }
 OVER = ("finished", "failed")  # phases in which nothing is given out any more
 
@@ -32,7 +33,7 @@ class Admitter:
         self,
         parts: Parts,
         served: Callable[[], int],
-        asked: Callable[[], Asked],
+        asked: Callable[[], Asked | None],
         generate: Callable[[int, Asked], Awaitable[None]],
     ) -> None:
         self._parts = parts
@@ -127,14 +128,16 @@ class Admitter:
 
         def ask() -> tuple[Grant, Asked]:
             with self._ledger:
-                asked = self._asked()
                 if self._closed:
-                    return Grant((), "stopping"), asked
+                    return Grant((), "stopping"), Asked()
                 if (served := self._served()) < 0:
-                    return Grant((), "a version that proves itself"), asked
+                    return Grant((), "a version that proves itself"), Asked()
                 self._parts.writer.confirm()  # before a lease, so that no lease in use is taken for one of the past
                 if self._doubtful or time.monotonic() - self._compared_at > self._parts.config.admission.lease_s:
                     self._return_leases()
+                asked = self._asked()
+                if asked is None:
+                    return Grant((), ANOTHER_LAG), Asked()
                 self._doubtful = True
                 grant = self._parts.admission.lease(want, served, asked)
                 self._doubtful = False

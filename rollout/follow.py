@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from rollout.admit import OVER, Admitter
@@ -45,7 +46,7 @@ class Follower:
         self._parts = parts
         self._syncer = syncer
         self._dial = dial
-        self._served_lag = -1  # the lag that what is served was loaded for
+        self._aimed_lag = 0  # what the newest target was chosen for
         self._deadline_s = parts.config.evaluation.deadline_s
         self._failures: dict[int, int] = {}  # evaluation -> how often it failed here
         self._claim_again_at = 0.0
@@ -79,18 +80,21 @@ class Follower:
                 await asyncio.sleep(POLL_S)
                 continue
             target = self._target(view)
+            in_place = target == self._syncer.served and self._syncer.gate.is_set()
+            if in_place:
+                self._settle(admitter)
             if await self._evaluate_one(view, target, admitter, evaluator):
                 continue
-            if target != self._syncer.served or not self._syncer.gate.is_set():
+            if in_place:
+                await asyncio.sleep(POLL_S)
+            else:
                 await self._move(target, admitter)
                 admitter.wake()
-            else:
-                self._served_lag = self._dial.asked.lag
-                await asyncio.sleep(POLL_S)
 
     def _target(self, view: View) -> int:
         """The version to serve: the latest at the lag that is asked for now."""
         asked = self._dial.turn(view.lag_wish, Moment(view.latest, view.step, view.groups))
+        self._aimed_lag = asked.lag
         line = lineage(view.latest, view.parents)
         behind = line.index(self._syncer.served) if self._syncer.served in line else None
         self._parts.status.lags(asked.lag, asked.arm, behind)
@@ -103,16 +107,31 @@ class Follower:
 
         A group is drawn at the lag that it was leased for: an older version must not get in between.
         """
-        same = self._served_lag in (-1, self._dial.asked.lag)
+        same = self._dial.served_lag in (-1, self._aimed_lag)
         if same or not self._syncer.gate.is_set():  # behind a shut gate no group ends
-            await self._syncer.follow(target, moment(self._parts, admitter))
+            await self._follow(target, moment(self._parts, admitter))
             return
-        with self._parts.status.during("sync", f"finishing groups, to serve at lag {self._dial.asked.lag}"):
+        with self._parts.status.during("sync", f"finishing groups, to serve at lag {self._aimed_lag}"):
             try:
                 async with admitter.drained(DRAIN_DEADLINE_S):
-                    await self._syncer.follow(self._target(await self.look()))
+                    view = await self.look()  # groups took their time
+                    if view.latest >= 0:
+                        await self._follow(self._target(view))
             except TimeoutError:
-                self._parts.log.warning("groups in flight do not end: another lag has to wait", lag=self._served_lag)
+                self._parts.log.warning("groups in flight do not end: another lag waits", lag=self._dial.served_lag)
+
+    def _settle(self, admitter: Admitter) -> None:
+        """What is served is what the lag asks for, too."""
+        if self._dial.served_lag != self._aimed_lag:
+            self._dial.served_lag = self._aimed_lag
+            admitter.wake()
+
+    async def _follow(self, target: int, moment: AbstractAsyncContextManager[None] | None = None) -> None:
+        lag = self._aimed_lag
+        if target != self._syncer.served or not self._syncer.gate.is_set():
+            await self._syncer.follow(target, moment)
+        if target == self._syncer.served:
+            self._dial.served_lag = lag
 
     async def look(self) -> View:
         """The run's state now. Raises StreamError, and DeadlineError where the learner has been gone too long."""

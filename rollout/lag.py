@@ -13,7 +13,8 @@ from shared.lag import Asked, Moment, resolve
 class Dial:
     """Follows the setting. `asked` is what the next group is drawn for; a lease that it no longer holds for is refused.
 
-    The follower turns it at every look; whoever asks for a lease turns it where that may have changed since.
+    The follower turns it at every look, and says in `served_lag` what the weights were loaded for; whoever asks for a
+    lease turns it where it may have changed since.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -23,6 +24,7 @@ class Dial:
         self._setting = self._configured
         self._turning = threading.Lock()
         self.asked = Asked()
+        self.served_lag = -1  # none yet
 
     def turn(self, wish: bytes, moment: Moment) -> Asked:
         """Looks again. `wish` is the operator's, as stored; empty for none."""
@@ -36,10 +38,21 @@ class Dial:
             self.asked = found
         return found
 
-    def fresh(self) -> Asked:
-        """What is asked for at the newest version there is, also while another one is being loaded. Asks Redis."""
-        if self.asked.version is None:
-            return self.asked
+    def for_lease(self) -> Asked | None:
+        """What is asked for now; None while the weights are those of another lag. May ask Redis.
+
+        At the newest version there is, also while one before it is being loaded.
+        """
+        asked = self._look() if self._moves else self.asked
+        return asked if asked.lag == self.served_lag else None
+
+    @property
+    def _moves(self) -> bool:
+        """True where the lag changes without anybody turning the dial."""
+        own = self._setting.servers.get(self._parts.server_id, self._setting)
+        return own.form.by_step or own.dwelling is not None
+
+    def _look(self) -> Asked:
         latest, wish = self._parts.control.latest(), self._parts.control.lag_wish().text
         if latest is None:
             return self.asked

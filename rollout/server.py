@@ -118,7 +118,7 @@ class RolloutServer:
         player = Player(engine, environment, getattr(parts.config.rollout.engine, "max_model_len", DEFAULT_MODEL_LEN))
         evaluator = Evaluator(parts.config, player, environment, parts.server_id, sampling.stop_token_ids)
         generator = Generator(parts, engine, environment, player, syncer, sampling)
-        self._admitter = Admitter(parts, lambda: syncer.served, dial.fresh, generator.run)
+        self._admitter = Admitter(parts, lambda: syncer.served, dial.for_lease, generator.run)
         return await _first_of(follower.run(self._admitter, evaluator), self._admitter.run(), _until_dead(engine))
 
     async def _prepare(self) -> tuple[RenewableEngine, Environment, SamplingSettings]:

@@ -135,6 +135,17 @@ async def test_groups_go_on_while_a_slow_version_is_loaded_although_the_lag_depe
     assert {(lag, arm) for lag, arm, _ in told(run.groups())} == {(1, "")}
 
 
+async def test_groups_are_drawn_while_the_first_evaluation_is_being_answered(config: Config, tiny_model: Path) -> None:
+    run = published(config, tiny_model, 1, "environment.path=tests.rollout.worlds:Hanging")
+    Hanging.release.clear()
+    run.control.request_evaluation(0)
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: run.state_of() == "evaluating version 0", "the evaluation", server)
+        await until(lambda: run.leased() == 4, "groups", server)
+        Hanging.release.set()
+        await until(lambda: run.unapplied() == 8, "all of them", server)
+
+
 async def test_a_wish_that_cannot_be_read_leaves_the_configured_lag(config: Config, tiny_model: Path) -> None:
     dial = Dial(await asyncio.to_thread(parts_of, small(config, tiny_model, "rollout.lag=4")))
     assert dial.turn(b"8", Moment(9, 9, 0)) == Asked(8, wish=b"8")
