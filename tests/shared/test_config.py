@@ -128,7 +128,7 @@ def test_keys_of_another_kind_are_said_to_be_such() -> None:
     assert "engine.max_model_len: does not belong to kind transformers, whose keys are device, dtype, kind" in str(
         caught.value
     )
-    assert "engine.nonsense: unknown key; known here: device, kind" in str(caught.value)
+    assert "engine.nonsense: unknown key; known here: device, dtype, kind" in str(caught.value)
 
 
 @pytest.mark.parametrize(
