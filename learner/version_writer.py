@@ -62,7 +62,7 @@ class VersionWriter:
         """Writes the weights as they are now. Raises OSError."""
         self._files.save_others(folder)
         layout, path = self._files.layout, folder / WEIGHTS
-        if self._config.full_every == 1:
+        if self._config.whole_every == 1:
             checksum = write_new(path, layout.size, layout.pieces(self._files.tensors()))
             return self._whole(StoredFile(WEIGHTS, layout.size, checksum), None)
         image = self._filled(version)
@@ -73,7 +73,7 @@ class VersionWriter:
         patch = encode(base.memory, image.memory, layout.width, self._config.parallel)
         taken = time.perf_counter() - started
         if len(patch) > self._config.patch_share * layout.size:
-            self._untried = self._config.full_every - 1
+            self._untried = self._config.whole_every - 1
             return self._whole(_write_image(path, image), taken)
         image.depth = base.depth + 1
         stored = StoredPatch(PATCH, len(patch), write_new(folder / PATCH, len(patch), iter([memoryview(patch)])))
@@ -103,7 +103,7 @@ class VersionWriter:
         if self._untried > 0:
             self._untried -= 1
             return None
-        if base is None or base.version != parent or base.depth + 1 >= self._config.full_every:
+        if base is None or base.version != parent or base.depth + 1 >= self._config.whole_every:
             return None
         return base if self._is_there(parent) else None
 

@@ -48,8 +48,14 @@ class StoreConfig(Section):
     """Bytes that one request downloads; a download that breaks goes on after the parts it has."""
     timeout_s: Seconds = 30.0
     """Longest wait for one answer of a store elsewhere, beside the time that its bytes take at the bandwidth limit."""
-    full_every: int = Field(16, ge=1, le=256)
-    """Every so many versions one is stored whole; the others may be patches of the one before. 1: all whole."""
+    full_every: int | None = Field(None, ge=1, le=256)
+    """Every so many versions one is stored whole; the others may be patches of the one before. 1: all whole.
+    Empty: 16 for a url, where patches save a link; 1 for the run's own folder, where they would save nothing."""
     patch_share: float = Field(0.5, gt=0, le=1)
     """A patch is stored if it takes at most this share of the whole file; else the version is stored whole, and the
     next patch is tried after full_every versions."""
+
+    @property
+    def whole_every(self) -> int:
+        """`full_every`, or what it is where it is not given."""
+        return self.full_every or (16 if self.url else 1)
