@@ -120,7 +120,8 @@ def test_a_publish_that_fails_leaves_nothing_behind_and_may_be_tried_again(
 
 
 def test_versions_of_a_lineage_are_patches_of_each_other_until_a_restore(make_world: MakeWorld) -> None:
-    world = make_world("model.dtype=bfloat16", "learner.learning_rate=1e-6", "learner.checkpoint_every=1")
+    settings = ("learner.learning_rate=1e-6", "learner.checkpoint_every=1", "store.full_every=16")
+    world = make_world("model.dtype=bfloat16", *settings)
     learner = world.learner()
     for _ in range(2):
         world.append(4)
