@@ -37,7 +37,9 @@ LOADS = (
     Load("the same, fewer in flight", 4, 16, 4, 0.3, 4),
     Load("servers are the bottleneck, few in flight", 4, 16, 4, 0.1, 1),
     Load("servers are the bottleneck, many in flight", 4, 8, 8, 0.1, 1),
+    Load("both alike, many in flight", 4, 8, 8, 0.2, 2),
     Load("learner is the bottleneck", 1, 8, 8, 0.3, 4),
+    Load("servers are the bottleneck, many in flight", 1, 8, 8, 0.1, 1),
 )
 
 
