@@ -41,15 +41,19 @@ def train(config: Config) -> int:
     from learner.loop import Learner  # torch and transformers take seconds to load
     from learner.model import use_configured_threads
     from shared.metrics import LearnerMetrics, serve
+    from shared.probe import Probes
 
     use_configured_threads()
-    metrics = LearnerMetrics()
+    metrics, probes = LearnerMetrics(), Probes()
     try:
-        _, _, address = serve(metrics.registry, config.metrics.host, config.metrics.port)
+        server, _, address = serve(metrics.registry, config.metrics.host, config.metrics.port)
     except OSError as error:
         raise ConfigError(f"metrics.host and metrics.port: cannot listen there: {error}") from None
+    probes.install(server)
     try:
-        Learner(config, client, log, stop, metrics, address).run()
+        learner = Learner(config, client, log, stop, metrics, address)
+        probes.watch(lambda: learner.heartbeat.standing(config.metrics.stalled_after_s))
+        learner.run()
     except ConfigError:
         raise
     except TrustbatchError as error:

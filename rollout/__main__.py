@@ -15,13 +15,15 @@ from shared.config import Config, load_config
 from shared.errors import ConfigError, TrustbatchError
 from shared.log import configure
 from shared.metrics import RolloutMetrics, serve
+from shared.probe import Probes
 from shared.process import StopFlag, guard
 
+TICK_S = 1.0
 LAST_RESORT_S = 7.5  # from the order to stop to SIGALRM, which ends the process whatever hangs in it
 
 
 def main() -> int:
-    """Returns 0 after an orderly stop, 1 where the server could not go on, 2 for a configuration that cannot work."""
+    """Returns 0 after an orderly stop, 1 where server or run could not go on, 2 for a configuration that cannot work."""
     parent = os.environ.get("TRUSTBATCH_PARENT_PID")
     guard(int(parent) if parent else None)
     parser = argparse.ArgumentParser(prog="python -m rollout", description=__doc__)
@@ -39,18 +41,21 @@ def main() -> int:
 
 def _serve(config: Config, server_id: str) -> int:
     log = configure(config.run.id, f"rollout:{server_id}")
-    metrics = RolloutMetrics()
+    metrics, probes = RolloutMetrics(), Probes()
     try:
-        _, _, address = serve(metrics.registry, config.metrics.host, config.metrics.port)
+        endpoint, _, address = serve(metrics.registry, config.metrics.host, config.metrics.port)
     except OSError as error:
         raise ConfigError(f"metrics.host {config.metrics.host}, metrics.port {config.metrics.port}: {error}") from error
+    probes.install(endpoint)
     status = [1]  # until an orderly end
     atexit.register(_leave_with, status)
     flag = StopFlag().install()
     flag.on_stop(_arm_last_resort)
     log.info("rollout server starts", pid=os.getpid(), metrics=address)
     try:
-        asyncio.run(_until_stopped(Parts.connect(config, server_id, metrics, address, log), flag))
+        parts = Parts.connect(config, server_id, metrics, address, log)
+        probes.watch(lambda: parts.status.heartbeat.standing(config.metrics.stalled_after_s))
+        asyncio.run(_until_stopped(parts, flag))
     except ConfigError:
         status[0] = 2
         raise
@@ -63,6 +68,7 @@ def _serve(config: Config, server_id: str) -> int:
 
 
 async def _until_stopped(parts: Parts, flag: StopFlag) -> None:
+    """Serves. Raises TrustbatchError where the run has failed, too: started again, the server joins its next learner."""
     from rollout.server import RolloutServer
 
     server = RolloutServer(parts)
@@ -74,7 +80,20 @@ async def _until_stopped(parts: Parts, flag: StopFlag) -> None:
     flag.on_stop(wake)
     if flag:  # it came while the server was being built
         server.stop()
-    await server.run()
+    ticking = asyncio.ensure_future(_tick(parts))
+    try:
+        await server.run()
+    finally:
+        ticking.cancel()
+    if server.over not in ("", "finished"):
+        raise TrustbatchError("the run has failed, by its learner's word; start this server again to join the next one")
+
+
+async def _tick(parts: Parts) -> None:
+    """Says that the event loop turns, which nothing else does while a long group is being generated."""
+    while True:
+        parts.status.heartbeat.update()
+        await asyncio.sleep(TICK_S)
 
 
 def _arm_last_resort() -> None:

@@ -20,6 +20,7 @@ def combination_problems(config: Config) -> Iterator[str]:
     return chain(
         _steps(config.learner),
         _versions(config),
+        _stalls(config),
         _memory(config),
         _drawing(config.rollout, config.learner),
         _tiny(config),
@@ -46,6 +47,18 @@ def _versions(config: Config) -> Iterator[str]:
             f"admission.max_staleness is 0, so every batch must be published before the next is drawn: "
             f"learner.publish_every must be {learner.steps_per_batch}, not {learner.publish_every}"
         )
+
+
+def _stalls(config: Config) -> Iterator[str]:
+    stalled, works = config.metrics.stalled_after_s, {"evaluation.deadline_s": config.evaluation.deadline_s}
+    if isinstance(config.rollout.engine, VllmEngineConfig):
+        works["rollout.engine.startup_deadline_s"] = config.rollout.engine.startup_deadline_s
+    for key, seconds in works.items():
+        if stalled <= seconds:
+            yield (
+                f"metrics.stalled_after_s is {stalled:g}; it must be above {key} ({seconds:g}), or a server that is "
+                "within its time would be taken for stalled"
+            )
 
 
 def _memory(config: Config) -> Iterator[str]:

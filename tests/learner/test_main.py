@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from shared.config.load import dump_config
+from shared.probe import ask
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World
 
@@ -98,6 +99,8 @@ def test_sigterm_ends_it_in_order_within_six_seconds(
     assert {"kind", "pid", "host", "state", "since", "step", "policy_version", "epoch", "metrics"} <= status.keys()
     with urllib.request.urlopen(status["metrics"], timeout=5) as answer:
         assert b"trustbatch_steps_total 2.0" in answer.read()
+    for probe in ("livez", "readyz"):
+        assert ask(status["metrics"].replace("metrics", probe))[0]
     asked = time.monotonic()
     process.handle.send_signal(signal.SIGTERM)
     assert process.handle.wait(10) == 0

@@ -15,11 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rollout.__main__ import _until_stopped
 from shared.config import Config
+from shared.errors import TrustbatchError
 from shared.manifest import Probe
+from shared.probe import ask
+from shared.process import StopFlag
 from shared.types import Group
 from tests.rollout.models import PROBE, logprobs_of
-from tests.rollout.run import Run, small
+from tests.rollout.run import Run, parts_of, small
 
 pytestmark = pytest.mark.system
 VLLM = (
@@ -60,6 +64,10 @@ def test_sigterm_ends_the_server_in_order_although_its_scorers_hang(
     run.publish()
     with started(run, tmp_path) as process:
         wait(run, lambda: run.leased() == 4)
+        status = run.control.status_of("rollout:r0")
+        assert status is not None
+        for probe in ("livez", "readyz"):
+            assert ask(status["metrics"].replace("metrics", probe)) == (True, "generating groups")
         told = time.monotonic()
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=10)
@@ -86,6 +94,16 @@ def test_a_server_that_cannot_go_on_says_why_in_one_line_and_exits_with_1(
     assert "version 0 is not what the engine serves: its probe is off by" in last["reason"]
     assert "Traceback" not in log
     assert run.groups() == []
+
+
+@pytest.mark.asyncio
+async def test_a_run_that_has_failed_is_no_orderly_end(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    run.control.set_phase("failed", "the learner gave up")
+    with pytest.raises(TrustbatchError, match="the run has failed"):
+        await _until_stopped(parts_of(run.config), StopFlag())
+    run.control.set_phase("finished")
+    await _until_stopped(parts_of(run.config), StopFlag())
 
 
 REFUSED = {
