@@ -23,7 +23,7 @@ LAST_RESORT_S = 7.5  # from the order to stop to SIGALRM, which ends the process
 
 
 def main() -> int:
-    """Returns 0 after an orderly stop, 1 where server or run could not go on, 2 for a configuration that cannot work."""
+    """Returns 0 after an orderly stop, 1 where server or run could not go on, 2 for a wrong configuration."""
     parent = os.environ.get("TRUSTBATCH_PARENT_PID")
     guard(int(parent) if parent else None)
     parser = argparse.ArgumentParser(prog="python -m rollout", description=__doc__)
@@ -68,7 +68,7 @@ def _serve(config: Config, server_id: str) -> int:
 
 
 async def _until_stopped(parts: Parts, flag: StopFlag) -> None:
-    """Serves. Raises TrustbatchError where the run has failed, too: started again, the server joins its next learner."""
+    """Serves. Raises TrustbatchError where the run has failed, too: started again, it joins the next learner."""
     from rollout.server import RolloutServer
 
     server = RolloutServer(parts)
