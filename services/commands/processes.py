@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -44,13 +45,16 @@ def rollout(
     *,
     config: Required,
     overrides: Overrides,
-    server_id: Annotated[str, typer.Option(metavar="ID", help="Unique among the run's rollout servers.")] = "r0",
+    server_id: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Unique among the run's rollout servers; default: this host's name."),
+    ] = None,
 ) -> None:
     """Run one rollout server.
 
     It joins the run that the configuration names, and draws groups until the run is over.
     """
-    _replace_by("rollout", config, overrides, "--server-id", server_id)
+    _replace_by("rollout", config, overrides, "--server-id", server_id or socket.gethostname())
 
 
 def learner(*, config: Required, overrides: Overrides) -> None:
@@ -67,6 +71,16 @@ def control_plane(*, config: Required, overrides: Overrides) -> None:
     It serves the HTTP API, metrics and the page that shows the run.
     """
     _replace_by("services.control_plane", config, overrides)
+
+
+def prepare(*, config: Required, overrides: Overrides) -> None:
+    """Make what a run needs before its processes start: the small model, if model.tiny asks for one.
+
+    Does nothing where it is there already. `trustbatch up` does this by itself.
+    """
+    from services import prepare as preparation
+
+    typer.echo(preparation.prepare(read_config(config, overrides)))
 
 
 def load(context: typer.Context) -> None:
