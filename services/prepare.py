@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from services import tiny_model
 from shared.config import Config
 from shared.config.load import dump_config
 from shared.errors import TrainingError
+from shared.process import Deadline
+
+POLL_S = 1.0
 
 
 def prepare(config: Config) -> str:
@@ -34,6 +38,15 @@ def prepare(config: Config) -> str:
         file.write_text(dump_config(config))
         tiny_model.make(config, file, _run_to_end)
     return f"{config.model.path}: made"
+
+
+def await_prepared(config: Config, seconds: float) -> str:
+    """Waits until somebody else's `prepare` is done. Raises DeadlineError."""
+    deadline = Deadline(f"the model in {config.model.path}, which `trustbatch prepare` makes", seconds)
+    while config.model.tiny is not None and not tiny_model.is_current(config):
+        deadline.check()
+        time.sleep(POLL_S)
+    return f"{config.model.path}: there"
 
 
 def _run_to_end(name: str, arguments: Sequence[str]) -> None:

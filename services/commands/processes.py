@@ -73,14 +73,24 @@ def control_plane(*, config: Required, overrides: Overrides) -> None:
     _replace_by("services.control_plane", config, overrides)
 
 
-def prepare(*, config: Required, overrides: Overrides) -> None:
+def prepare(
+    *,
+    config: Required,
+    overrides: Overrides,
+    await_s: Annotated[
+        float | None,
+        typer.Option("--await", metavar="SECONDS", min=0, help="Make nothing; wait this long for who makes it."),
+    ] = None,
+) -> None:
     """Make what a run needs before its processes start: the small model, if model.tiny asks for one.
 
     Does nothing where it is there already. `trustbatch up` does this by itself.
     """
     from services import prepare as preparation
 
-    typer.echo(preparation.prepare(read_config(config, overrides)))
+    settings = read_config(config, overrides)
+    done = preparation.prepare(settings) if await_s is None else preparation.await_prepared(settings, await_s)
+    typer.echo(done)
 
 
 def load(context: typer.Context) -> None:
