@@ -25,6 +25,7 @@ def combination_problems(config: Config) -> Iterator[str]:
         _drawing(config.rollout, config.learner),
         _tiny(config),
         access_problems(config.redis, config.control_plane),
+        _scaling(config),
         _overlong(config),
     )
 
@@ -99,6 +100,12 @@ def _overlong(config: Config) -> Iterator[str]:
     buffer, longest = config.learner.overlong_buffer, config.rollout.sampling.max_tokens
     if buffer > longest:
         yield f"learner.overlong_buffer is {buffer}; it must be at most rollout.sampling.max_tokens ({longest})"
+
+
+def _scaling(config: Config) -> Iterator[str]:
+    least, most = config.control_plane.least_servers, config.control_plane.most_servers
+    if least > most:
+        yield f"control_plane.least_servers is {least}; it must be at most control_plane.most_servers ({most})"
 
 
 def _tiny(config: Config) -> Iterator[str]:

@@ -74,6 +74,10 @@ class ControlPlaneConfig(Section):
     """Key (PEM) of `tls_certificate`, without a passphrase."""
     requests_per_minute: int = Field(600, ge=10, le=1_000_000)
     """What one client may ask for, a tenth of it at once; liveness probes do not count."""
+    least_servers: int = Field(1, ge=1, le=1024)
+    """Fewest rollout servers that trustbatch_desired_rollout_servers asks for while the run goes on."""
+    most_servers: int = Field(16, ge=1, le=1024)
+    """Most rollout servers that it asks for."""
 
 
 class MetricsConfig(Section):

@@ -20,7 +20,7 @@ OVERLAYS = ("cpu-demo", "single-gpu", "multi-node")
 CUSTOM = ("monitoring.coreos.com", "keda.sh")
 Object = dict[str, Any]
 
-_SUFFIXES = {"": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SUFFIXES: dict[str, int | Decimal] = {"": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SUFFIXES |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 

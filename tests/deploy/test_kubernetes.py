@@ -95,18 +95,18 @@ def test_selectors_match_what_they_are_for(overlay: str) -> None:
             taken = [name for name, labels, _ in pods if selects(found["spec"]["selector"], labels)]
             assert taken == [name_of(found)], "takes another's pods"
     for service in of_kind(overlay, "Service"):
-        taken = [ports for _, labels, ports in pods if selects({"matchLabels": service["spec"]["selector"]}, labels)]
-        assert len(taken) == 1
-        assert all(port["targetPort"] in taken[0] for port in service["spec"]["ports"])
+        offers = [ports for _, labels, ports in pods if selects({"matchLabels": service["spec"]["selector"]}, labels)]
+        assert len(offers) == 1
+        assert all(port["targetPort"] in offers[0] for port in service["spec"]["ports"])
     for budget in of_kind(overlay, "PodDisruptionBudget"):
         taken_by = [name for name, labels, _ in pods if selects(budget["spec"]["selector"], labels)]
         assert [name.partition("/")[2] for name in taken_by] == [budget["metadata"]["name"]]
     for policy in of_kind(overlay, "NetworkPolicy"):
         assert any(selects(policy["spec"]["podSelector"], labels) for _, labels, _ in pods), name_of(policy)
     for monitor in of_kind(overlay, "PodMonitor"):
-        taken = [ports for _, labels, ports in pods if selects(monitor["spec"]["selector"], labels)]
-        assert len(taken) == 2
-        assert all(end["port"] in ports for end in monitor["spec"]["podMetricsEndpoints"] for ports in taken)
+        offers = [ports for _, labels, ports in pods if selects(monitor["spec"]["selector"], labels)]
+        assert len(offers) == 2
+        assert all(end["port"] in ports for end in monitor["spec"]["podMetricsEndpoints"] for ports in offers)
     for monitor in of_kind(overlay, "ServiceMonitor"):
         [service] = [
             s for s in of_kind(overlay, "Service") if selects(monitor["spec"]["selector"], s["metadata"]["labels"])
