@@ -41,10 +41,8 @@ def test_a_learner_that_waits_gets_what_would_fill_its_time_but_at_most_twice_as
 
 
 def test_groups_that_pile_up_behind_a_learner_that_never_waits_are_too_many_servers() -> None:
-    full = {"wait_s": 0.0, "work_s": 100.0, "ready": 150}
-    assert desired(**full) == 3
-    assert desired(**full, servers=16) == 12
-    assert desired(**full, servers=1) == 1
+    found = [desired(wait_s=0, work_s=100, ready=150, servers=servers) for servers in (4, 16, 1)]
+    assert found == [3, 12, 1]
     assert desired(wait_s=5.0, work_s=95.0, ready=150) == 4, "it waits now and then: no more than it needs"
 
 
