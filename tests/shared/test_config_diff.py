@@ -62,7 +62,8 @@ def read_keys(room: str) -> Iterator[str]:
     """Every `config.section.key` that the source of a room reads."""
     for path in (ROOT / room).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names, here = [], node
+            names: list[str] = []
+            here = node
             while isinstance(here, ast.Attribute):
                 names.insert(0, here.attr)
                 here = here.value
