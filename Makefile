@@ -1,5 +1,5 @@
 # make demo   set up and watch a policy learn            make test   set up and run every test
-.PHONY: help demo test check chaos fuzz format setup lock clean
+.PHONY: help demo test check chaos fuzz format setup lock images release clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -52,6 +52,13 @@ lock: ## write the lock files anew (needs uv; UV_FIND_LINKS may name a folder wi
 	  uv pip compile --quiet --python-version 3.11 --override overrides.txt --no-annotate --no-header \
 	    cpu.in $$([ $$name = dev ] && echo dev.in) --output-file $$name.txt; done
 	deploy/docker/requirements/lock.sh
+
+images: ## build the five container images (needs Docker)
+	@deploy/docker/build.sh $(ARGS)
+
+release: ## make the wheel and a bill of materials, in dist/
+	@deploy/setup.sh dev
+	@deploy/release.sh
 
 clean: ## remove the environment, caches and the demo's model; runs are kept
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -26,6 +26,15 @@ Settings come from one YAML file, then from the environment (TRUSTBATCH__LEARNER
 # every option is for the process that the command becomes
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"trustbatch {version('trustbatch')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False
 )
@@ -42,6 +51,15 @@ app.command()(inspection.record)
 app.command()(inspection.replay)
 app.add_typer(configuration.config_app, name="config")
 app.add_typer(letters.letters_app, name="dead-letters")
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Nothing of its own: `app` has the help."""
 
 
 def main() -> NoReturn:
