@@ -16,7 +16,7 @@ from shared.errors import ConfigError, TrustbatchError
 from shared.log import configure
 from shared.metrics import RolloutMetrics, serve
 from shared.probe import Probes
-from shared.process import StopFlag, guard
+from shared.process import UNFINISHED, StopFlag, guard
 
 TICK_S = 1.0
 LAST_RESORT_S = 7.5  # from the order to stop to SIGALRM, which ends the process whatever hangs in it
@@ -30,16 +30,17 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a key of the file")
     parser.add_argument("--server-id", required=True, help="name of this server, unique within the run")
+    parser.add_argument("--again", action="store_true", help="leave with 75 where stopped before the run is over")
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config, arguments.set)
-        return _serve(config, arguments.server_id)
+        return _serve(config, arguments.server_id, UNFINISHED if arguments.again else 0)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
 
 
-def _serve(config: Config, server_id: str) -> int:
+def _serve(config: Config, server_id: str, stopped: int) -> int:
     log = configure(config.run.id, f"rollout:{server_id}")
     metrics, probes = RolloutMetrics(), Probes()
     try:
@@ -55,7 +56,7 @@ def _serve(config: Config, server_id: str) -> int:
     try:
         parts = Parts.connect(config, server_id, metrics, address, log)
         probes.watch(lambda: parts.status.heartbeat.standing(config.metrics.stalled_after_s))
-        asyncio.run(_until_stopped(parts, flag))
+        finished = asyncio.run(_until_stopped(parts, flag))
     except ConfigError:
         status[0] = 2
         raise
@@ -63,12 +64,17 @@ def _serve(config: Config, server_id: str) -> int:
         log.error("rollout server stops", error=type(error).__name__, reason=str(error))
         return 1
     log.info("rollout server stopped", reason=flag.reason or "the run is over")
-    status[0] = 0
-    return 0
+    status[0] = 0 if finished else stopped
+    return status[0]
 
 
-async def _until_stopped(parts: Parts, flag: StopFlag) -> None:
-    """Serves. Raises TrustbatchError where the run has failed, too: started again, it joins the next learner."""
+async def _until_stopped(parts: Parts, flag: StopFlag) -> bool:
+    """Serves; True where the run is finished.
+
+    Raises:
+        TrustbatchError: the server cannot go on, or the run has failed: started again, it joins the next learner.
+
+    """
     from rollout.server import RolloutServer
 
     server = RolloutServer(parts)
@@ -87,6 +93,7 @@ async def _until_stopped(parts: Parts, flag: StopFlag) -> None:
         ticking.cancel()
     if server.over not in ("", "finished"):
         raise TrustbatchError("the run has failed, by its learner's word; start this server again to join the next one")
+    return server.over == "finished"
 
 
 async def _tick(parts: Parts) -> None:

@@ -10,6 +10,14 @@ import typer
 
 from services.commands.options import File, Overrides, Required, become, read_config
 
+Again = Annotated[
+    bool,
+    typer.Option(
+        "--again",
+        help="Leave with 75, not 0, where stopped before the run is over: for those who start again what failed.",
+    ),
+]
+
 
 def up(
     *,
@@ -49,20 +57,21 @@ def rollout(
         str | None,
         typer.Option(metavar="ID", help="Unique among the run's rollout servers; default: this host's name."),
     ] = None,
+    again: Again = False,
 ) -> None:
     """Run one rollout server.
 
     It joins the run that the configuration names, and draws groups until the run is over.
     """
-    _replace_by("rollout", config, overrides, "--server-id", server_id or socket.gethostname())
+    _replace_by("rollout", config, overrides, "--server-id", server_id or socket.gethostname(), *_again(again))
 
 
-def learner(*, config: Required, overrides: Overrides) -> None:
+def learner(*, config: Required, overrides: Overrides, again: Again = False) -> None:
     """Run the learner.
 
     It goes on from the newest checkpoint in the run folder, if there is one.
     """
-    _replace_by("learner", config, overrides)
+    _replace_by("learner", config, overrides, *_again(again))
 
 
 def control_plane(*, config: Required, overrides: Overrides) -> None:
@@ -99,6 +108,10 @@ def load(context: typer.Context) -> None:
     It joins like rollout servers do and appends made-up groups; `trustbatch load --help` lists its options.
     """
     become("services.load", *context.args)
+
+
+def _again(wanted: bool) -> list[str]:
+    return ["--again"] if wanted else []
 
 
 def _replace_by(module: str, file: Path, overrides: list[str], *more: str) -> NoReturn:

@@ -129,7 +129,10 @@ def test_its_command_is_one_of_ours_and_its_configuration_can_work(name: str) ->
     service = services()[name]
     command, *rest = service["command"]
     assert command in {registered.name or registered.callback.__name__ for registered in app.registered_commands}  # type: ignore[union-attr]
-    assert rest == ["--config", "/etc/trustbatch/run.yaml"]
+    comes_back = (
+        ["--again"] if command in ("learner", "rollout") else []
+    )  # after a reboot, but not once the run is over
+    assert rest == ["--config", "/etc/trustbatch/run.yaml", *comes_back]
     config = configuration_of(service)
     role = name.removesuffix("-gpu")
     assert config.redis.url == "redis://redis:6379"

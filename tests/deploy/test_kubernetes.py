@@ -14,6 +14,7 @@ import yaml
 from rollout.__main__ import LAST_RESORT_S
 from services.cli import app
 from shared.config import Config, load_config
+from shared.process import UNFINISHED
 from tests.deploy.composed import ROOT, SCHEMAS, mistakes, size
 from tests.deploy.rendered import (
     CUSTOM,
@@ -253,7 +254,10 @@ def test_the_end_of_a_pod_leaves_time_for_its_own(overlay: str) -> None:
     job = workload(overlay, "learner")["spec"]
     assert job["podReplacementPolicy"] == "Failed", "never two learners at once"
     assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 1, 1)
-    refuse, ignore = job["podFailurePolicy"]["rules"]
+    refuse, stopped, ignore = job["podFailurePolicy"]["rules"]
+    [container] = pod_of(workload(overlay, "learner"))["containers"]
+    assert "--again" in container["args"], "else an evicted learner would leave with 0, and the Job be complete"
+    assert (stopped["action"], stopped["onExitCodes"]["values"]) == ("Ignore", [UNFINISHED])
     assert refuse == {
         "action": "FailJob",
         "onExitCodes": {"containerName": "learner", "operator": "In", "values": [2]},

@@ -16,6 +16,7 @@ import pytest
 
 from shared.config.load import dump_config
 from shared.probe import ask
+from shared.process import UNFINISHED
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World
 
@@ -30,7 +31,7 @@ class Process:
         self._log = log
         with log.open("a") as file:
             self.handle = subprocess.Popen(
-                [sys.executable, "-m", "learner", "--config", str(config)],
+                [sys.executable, "-m", "learner", "--config", str(config), "--again"],
                 cwd=ROOT,
                 stderr=file,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -103,7 +104,7 @@ def test_sigterm_ends_it_in_order_within_six_seconds(
         assert ask(status["metrics"].replace("metrics", probe))[0]
     asked = time.monotonic()
     process.handle.send_signal(signal.SIGTERM)
-    assert process.handle.wait(10) == 0
+    assert process.handle.wait(10) == UNFINISHED
     assert time.monotonic() - asked < 6
     assert world.control.phase() == ("stopped", "SIGTERM")
     assert world.latest == 1
