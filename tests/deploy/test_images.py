@@ -1,65 +1,22 @@
-"""deploy/docker: the linter's word, what every image promises, and the control plane's own install lines, run."""
+"""deploy/docker: the linter's word, and what every image promises."""
 
 from __future__ import annotations
 
 import ast
-import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
-from shared.probe import ask
-from tests.conftest import RedisServer, free_port
+from tests.deploy.composed import ROOT
+from tests.deploy.dockerfile import DOCKERFILE, ancestry, stages
 
-ROOT = Path(__file__).parents[2]
-DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
 LOCKS = ROOT / "deploy" / "docker" / "requirements"
 IMAGES = ("control-plane", "learner-cpu", "learner-cuda", "rollout-cpu", "rollout-cuda")
 USER = 10001
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One FROM and what follows it."""
-
-    name: str
-    base: str
-    lines: list[tuple[str, str]] = field(default_factory=list)  # (instruction, arguments)
-
-    def of(self, instruction: str) -> list[str]:
-        return [arguments for name, arguments in self.lines if name == instruction]
-
-
-def stages() -> dict[str, Stage]:
-    """The Dockerfile's stages by name, lines joined."""
-    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
-    found: dict[str, Stage] = {}
-    newest: Stage | None = None
-    for line in re.sub(r"\\\n\s*", "", text).splitlines():
-        instruction, _, arguments = line.strip().partition(" ")
-        if instruction == "FROM":
-            base, _, name = arguments.partition(" AS ")
-            newest = found[name] = Stage(name, base)
-        elif instruction and newest is not None:
-            newest.lines.append((instruction, arguments.strip()))
-    return found
-
-
-def ancestry(name: str) -> Iterator[Stage]:
-    """A stage and those that it is built on."""
-    here = stages()
-    while name in here:
-        yield here[name]
-        name = here[name].base
 
 
 def locked(name: str) -> dict[str, str]:
@@ -185,112 +142,3 @@ def test_the_control_plane_needs_neither_torch_nor_vllm() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture
-def prefix() -> Iterator[Path]:
-    """A folder that the image's user may enter."""
-    folder = Path(tempfile.mkdtemp(prefix="trustbatch-image-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def interpreter() -> str:
-    """The python of the image's own environment: one that another user may run, where there is one of this version."""
-    system = Path(f"/usr/bin/python3.{sys.version_info.minor}")
-    return str(system) if system.exists() else sys.executable
-
-
-class Builder:
-    """Carries out COPY, WORKDIR and RUN of stages, each once, below `prefix` instead of /."""
-
-    def __init__(self, prefix: Path) -> None:
-        self._prefix = prefix
-        self._built: set[str] = set()
-
-    def build(self, name: str) -> None:
-        """A stage, after those that it is built on."""
-        for stage in reversed(list(ancestry(name))):
-            if stage.name not in self._built:
-                self._built.add(stage.name)
-                for instruction, arguments in stage.lines:
-                    self._carry_out(instruction, arguments)
-
-    def _carry_out(self, instruction: str, arguments: str) -> None:
-        where = self._prefix / "build"
-        if instruction == "WORKDIR":
-            assert arguments == "/build"
-            where.mkdir()
-        elif instruction == "COPY" and arguments.startswith("--from="):
-            self.build(arguments.split(maxsplit=1)[0].removeprefix("--from="))
-        elif instruction == "COPY":
-            *sources, target = arguments.split()
-            for source in sources:
-                copy(ROOT / source, where / target, into=target.endswith("/"))
-        elif instruction == "RUN":
-            self._run(arguments, where)
-
-    def _run(self, line: str, where: Path) -> None:
-        line = line.replace("python -m venv --without-pip", f"{interpreter()} -m venv --without-pip")
-        line = line.replace("python -m venv /", f"{sys.executable} -m venv /")
-        line = re.sub(r"(?<![\w.])/opt/", f"{self._prefix}/opt/", line)
-        environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environ |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_COMPILE": "1"}  # bytecode only costs time here
-        command = ["/bin/sh", "-ec", line]
-        done = subprocess.run(command, cwd=where, env=environ, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-
-
-def copy(source: Path, target: Path, into: bool) -> None:
-    target = target / source.name if into else target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
-    else:
-        shutil.copy(source, target)
-
-
-@pytest.mark.system
-def test_the_control_planes_install_lines_make_an_environment_that_serves_as_another_user(
-    prefix: Path, redis_server: RedisServer
-) -> None:
-    Builder(prefix).build("control-plane-venv")
-    binaries = prefix / "opt" / "venv" / "bin"
-    assert not list((prefix / "opt" / "venv").rglob("torch")), "a slim image"
-    assert not (binaries / "pip").exists()
-    port = free_port()
-    config = prefix / "run.yaml"
-    config.write_text(
-        f"redis: {{url: {redis_server.url}}}\ncontrol_plane: {{port: {port}, operate_token_file: {prefix}/token}}\n"
-    )
-    (prefix / "token").write_text("0123456789abcdef0123")
-    [command] = stages()["control-plane"].of("CMD")
-    words = [str(config) if word.startswith("/etc/") else word for word in ast.literal_eval(command)]
-    may = os.getuid() == 0 and interpreter().startswith("/usr/")  # a python in root's home is for root alone
-    as_image = {"user": USER, "group": USER, "extra_groups": []} if may else {}
-    process = subprocess.Popen(
-        [binaries / "trustbatch", *words],
-        cwd="/",
-        env={"PATH": f"{binaries}:/usr/bin:/bin"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        **as_image,  # type: ignore[call-overload]
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_ready(process, url)
-        assert ask(f"{url}/healthz") == (True, '{"status":"ok"}')
-    finally:
-        process.terminate()
-        process.wait(10)
-    assert process.returncode == 0
-
-
-def wait_until_ready(process: subprocess.Popen[str], url: str) -> None:
-    ends = time.monotonic() + 60
-    while not ask(f"{url}/readyz")[0]:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < ends, "not ready"
-        time.sleep(0.2)
