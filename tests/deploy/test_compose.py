@@ -211,3 +211,13 @@ def test_prometheus_scrapes_every_process_under_the_name_that_it_has() -> None:
     assert target["targets"] == [f"control-plane:{configuration_of(services()['control-plane']).control_plane.port}"]
     token = jobs["control-plane"]["authorization"]["credentials_file"]
     assert token.removeprefix("/run/secrets/") in services()["prometheus"]["secrets"]
+
+
+def test_grafana_finds_prometheus_and_lets_nobody_change_where() -> None:
+    [source] = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
+    assert source["url"] == "http://prometheus:9090"
+    assert (source["type"], source["editable"], source["isDefault"]) == ("prometheus", False, True)
+    assert "front" in services()["prometheus"]["networks"]
+    assert "./deploy/grafana/provisioning:/etc/grafana/provisioning:ro" in services()["grafana"]["volumes"]

@@ -8,10 +8,12 @@ import re
 
 import kubernetes_validate
 import pytest
+from prometheus_client import generate_latest
 
 from rollout.__main__ import LAST_RESORT_S
 from services.cli import app
 from shared.config import Config, load_config
+from shared.metrics import ControlPlaneMetrics
 from shared.process import UNFINISHED
 from tests.deploy.composed import ROOT, SCHEMAS, mistakes, size
 from tests.deploy.rendered import (
@@ -288,5 +290,13 @@ def test_rollout_servers_are_scaled_by_one_thing_only() -> None:
     assert workload("cpu-demo", "rollout")["spec"]["replicas"] == 1
     assert "replicas" not in workload("multi-node", "rollout")["spec"], "an apply would undo what KEDA has done"
     assert of_kind("multi-node", "HorizontalPodAutoscaler") == []
-    target = named("multi-node", "ScaledObject", "rollout")["spec"]["scaleTargetRef"]
+    scaled = named("multi-node", "ScaledObject", "rollout")["spec"]
+    target = scaled["scaleTargetRef"]
     assert (target["kind"], target["name"]) == ("Deployment", "rollout")
+    [trigger] = scaled["triggers"]
+    exported = generate_latest(ControlPlaneMetrics().registry).decode()
+    assert f"\n{re.findall(r'trustbatch_[a-z_]+', trigger['metadata']['query'])[0]} " in exported
+    assert (
+        scaled["maxReplicaCount"]
+        >= configuration_of("multi-node", workload("multi-node", "control-plane")).control_plane.most_servers
+    )
