@@ -1,5 +1,5 @@
 # make demo   set up and watch a policy learn            make test   set up and run every test
-.PHONY: help demo test check chaos fuzz format setup lock clean
+.PHONY: help demo test check chaos fuzz format setup lock images release clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -15,6 +15,7 @@ demo: ## set up and train the demo's model: Redis, control plane, rollout server
 test: ## set up and run everything: format, lint, types, all tests (real Redis, real vLLM)
 	@deploy/setup.sh dev
 	@deploy/redis/fetch.sh
+	@deploy/compose/fetch.sh
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -24,6 +25,7 @@ test: ## set up and run everything: format, lint, types, all tests (real Redis, 
 check: ## the same without vLLM and whole processes: under a minute once the type checker has its cache
 	@deploy/setup.sh dev
 	@deploy/redis/fetch.sh
+	@deploy/compose/fetch.sh
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -49,6 +51,14 @@ lock: ## write the lock files anew (needs uv; UV_FIND_LINKS may name a folder wi
 	cd deploy/requirements && for name in cpu dev; do \
 	  uv pip compile --quiet --python-version 3.11 --override overrides.txt --no-annotate --no-header \
 	    cpu.in $$([ $$name = dev ] && echo dev.in) --output-file $$name.txt; done
+	deploy/docker/requirements/lock.sh
+
+images: ## build the five container images (needs Docker)
+	@deploy/docker/build.sh $(ARGS)
+
+release: ## make the wheel and a bill of materials, in dist/
+	@deploy/setup.sh dev
+	@deploy/release.sh
 
 clean: ## remove the environment, caches and the demo's model; runs are kept
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

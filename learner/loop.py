@@ -211,6 +211,11 @@ class Learner:
             return f"{found} reached the target {learner.target_heldout_accuracy}"
         return f"all {learner.steps} steps are done" if self.training.step >= learner.steps else ""
 
+    @property
+    def finished(self) -> bool:
+        """True once the run is over and everybody was told."""
+        return self._phase_is("finished")
+
     def _collected(self) -> bool:
         """True when a batch is complete. Raises DeadlineError where no usable group came for too long."""
         training, wanted = self.training, self.config.learner.groups_per_batch

@@ -60,6 +60,7 @@ class RolloutServer:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self.over = ""  # the phase in which the run was when it ended this server
         self._stopping = asyncio.Event()
         self._engine: Engine | None = None
         self._environment: Environment | None = None
@@ -87,7 +88,8 @@ class RolloutServer:
         try:
             await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
-                self._parts.log.info("the run is over", phase=serving.result())
+                self.over = serving.result()
+                self._parts.log.info("the run is over", phase=self.over)
             else:
                 grace_s = GRACE_S
         except TrustbatchError as error:
@@ -112,7 +114,7 @@ class RolloutServer:
         while syncer.served < 0:
             version = await follower.first_version()
             if version is None:
-                return "over before it began"
+                return (await follower.look()).phase
             with parts.status.during("start", f"starting {parts.config.rollout.engine.kind} with version {version}"):
                 await syncer.follow(version)
         player = Player(engine, environment, getattr(parts.config.rollout.engine, "max_model_len", DEFAULT_MODEL_LEN))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -26,6 +26,15 @@ Settings come from one YAML file, then from the environment (TRUSTBATCH__LEARNER
 # every option is for the process that the command becomes
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"trustbatch {version('trustbatch')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False
 )
@@ -34,6 +43,7 @@ app.command()(processes.rollout)
 app.command()(processes.learner)
 app.command()(inspection.objectives)
 app.command("control-plane")(processes.control_plane)
+app.command()(processes.prepare)
 app.command(context_settings=PASSED_ON)(processes.load)
 app.command()(configuration.doctor)
 app.command()(inspection.report)
@@ -44,6 +54,15 @@ app.add_typer(configuration.config_app, name="config")
 app.add_typer(lag.lag_app, name="lag")
 app.add_typer(letters.letters_app, name="dead-letters")
 app.add_typer(store.store_app, name="store")
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Nothing of its own: `app` has the help."""
 
 
 def main() -> NoReturn:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from threading import Event, Lock, Thread
 from typing import Any
 
 from shared.control import ControlState
 from shared.errors import StreamError
+from shared.probe import Standing, standing
 
 MIN_INTERVAL_S = 0.2  # states that change faster than this are shown at this rate
 MAX_INTERVAL_S = 2.0  # numbers that somebody watches are no older than this
@@ -23,6 +25,7 @@ class Heartbeat:
         self._component = component
         self._ttl_s = ttl_s
         self._status = {**status, "state": "starting", "since": time.time()}
+        self._said_at = self._moved_at = time.monotonic()
         self._lock = Lock()
         self._changed = Event()
         self._ended = Event()
@@ -36,22 +39,28 @@ class Heartbeat:
     def set_state(self, state: str, **fields: Any) -> None:
         """A new state, sent at once, and any other fields; an unchanged state keeps its `since`."""
         with self._lock:
-            self._status.update(fields)
+            self._take(fields)
             if state == self._status["state"]:
                 return
-            self._status.update(state=state, since=time.time())
+            self._take({"state": state, "since": time.time()})
         self._changed.set()
 
     def update(self, **fields: Any) -> None:
-        """Fields to send with the next beat."""
+        """Fields to send with the next beat; none at all says that the component still goes on."""
         with self._lock:
-            self._status.update(fields)
+            self._take(fields)
 
     @property
     def status(self) -> dict[str, Any]:
         """What would be sent now."""
         with self._lock:
             return dict(self._status)
+
+    def standing(self, stalled_after_s: float) -> Standing:
+        """What the health probes answer; see `shared.probe`."""
+        now = time.monotonic()
+        with self._lock:
+            return standing(self._status, now - self._said_at, now - self._moved_at, stalled_after_s)
 
     def stop(self, leave: bool = True) -> None:
         """Ends the thread; with `leave`, takes the component off the list (an orderly stop)."""
@@ -62,6 +71,12 @@ class Heartbeat:
         if leave:
             with suppress(StreamError):  # the entry then runs out by itself
                 self._control.leave(self._component)
+
+    def _take(self, fields: Mapping[str, Any]) -> None:
+        self._said_at = time.monotonic()
+        if any(self._status.get(name) != value for name, value in fields.items()):
+            self._moved_at = self._said_at
+        self._status.update(fields)
 
     def _run(self) -> None:
         while not self._ended.is_set():

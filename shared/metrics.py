@@ -318,6 +318,11 @@ class ControlPlaneMetrics:
         self.stream_groups = Gauge("trustbatch_stream_groups", "Groups in the stream, applied or not.", registry=r)
         self.stream_bytes = Gauge("trustbatch_stream_bytes", "Payload bytes in the stream.", registry=r)
         self.dead_letters = Gauge("trustbatch_dead_letters", "Entries in the dead letters.", registry=r)
+        self.desired_servers = Gauge(
+            "trustbatch_desired_rollout_servers",
+            "Rollout servers that the learner could use; 0 once the run has ended.",
+            registry=r,
+        )
 
 
 def serve(registry: CollectorRegistry, host: str, port: int) -> tuple[WSGIServer, Thread, str]:

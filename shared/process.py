@@ -19,6 +19,7 @@ from types import FrameType
 
 from shared.errors import DeadlineError
 
+UNFINISHED = 75  # exit code of an orderly stop before the run is over, for those who ask for it (EX_TEMPFAIL)
 GRACE_S = 7.0  # from the end of the parent, or from SIGTERM, to SIGKILL
 _PR_SET_PDEATHSIG = 1
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder="$PWD/.cache/redis"
-[ ! -x "$folder/redis-server" ] || exit 0
+[ ! -x "$folder/redis-cli" ] || exit 0
 if command -v redis-server >/dev/null || ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then exit 0; fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -15,6 +15,8 @@ fi
 for package in "$work"/*.deb; do dpkg -x "$package" "$work/root"; done
 mkdir -p "$folder/lib"
 cp "$work"/root/usr/lib/*/lib*.so* "$folder/lib/"
-cp -L "$work/root/usr/bin/redis-server" "$folder/redis-server.real"
-printf '#!/bin/sh\nLD_LIBRARY_PATH="%s/lib" exec "%s/redis-server.real" "$@"\n' "$folder" "$folder" >"$folder/redis-server"
-chmod +x "$folder/redis-server"
+for name in redis-server redis-cli; do
+  cp -L "$work/root/usr/bin/$name" "$folder/$name.real"
+  printf '#!/bin/sh\nLD_LIBRARY_PATH="%s/lib" exec "%s/%s.real" "$@"\n' "$folder" "$folder" "$name" >"$folder/$name"
+  chmod +x "$folder/$name"
+done

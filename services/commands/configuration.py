@@ -42,6 +42,26 @@ def config_validate(file: Annotated[Path, typer.Argument(metavar="FILE")], overr
     typer.echo(f"{file}: valid")
 
 
+@config_app.command("diff")
+def config_diff(
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="For example RUN_FOLDER/config.yaml.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER")],
+) -> None:
+    """Say what differs between two files, and which processes have to start again for it.
+
+    Every process reads its configuration at its start; a living run changes only where one is started again.
+    """
+    from shared.config.diff import ORDER, changes
+
+    found = changes(read_config(before, []), read_config(after, []))
+    for change in found:
+        restarts = ", ".join(change.restarts) or "nothing that runs"
+        other = "; belongs to another run: give it another run.id" if change.another_run else ""
+        typer.echo(f"{change.key}: {change.before} -> {change.after}  (read by {restarts}{other})")
+    again = [name for name in ORDER if any(name in change.restarts for change in found)]
+    typer.echo(f"start again: {', '.join(again)}" if again else "nothing has to start again")
+
+
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of the configuration: every key, its bounds, its default and its meaning."""

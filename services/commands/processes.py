@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from services.commands.options import File, Overrides, Required, become, read_config
+
+Again = Annotated[
+    bool,
+    typer.Option(
+        "--again",
+        help="Leave with 75, not 0, where stopped before the run is over: for those who start again what failed.",
+    ),
+]
 
 
 def up(
@@ -44,21 +53,25 @@ def rollout(
     *,
     config: Required,
     overrides: Overrides,
-    server_id: Annotated[str, typer.Option(metavar="ID", help="Unique among the run's rollout servers.")] = "r0",
+    server_id: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Unique among the run's rollout servers; default: this host's name."),
+    ] = None,
+    again: Again = False,
 ) -> None:
     """Run one rollout server.
 
     It joins the run that the configuration names, and draws groups until the run is over.
     """
-    _replace_by("rollout", config, overrides, "--server-id", server_id)
+    _replace_by("rollout", config, overrides, "--server-id", server_id or socket.gethostname(), *_again(again))
 
 
-def learner(*, config: Required, overrides: Overrides) -> None:
+def learner(*, config: Required, overrides: Overrides, again: Again = False) -> None:
     """Run the learner.
 
     It goes on from the newest checkpoint in the run folder, if there is one.
     """
-    _replace_by("learner", config, overrides)
+    _replace_by("learner", config, overrides, *_again(again))
 
 
 def control_plane(*, config: Required, overrides: Overrides) -> None:
@@ -69,12 +82,36 @@ def control_plane(*, config: Required, overrides: Overrides) -> None:
     _replace_by("services.control_plane", config, overrides)
 
 
+def prepare(
+    *,
+    config: Required,
+    overrides: Overrides,
+    await_s: Annotated[
+        float | None,
+        typer.Option("--await", metavar="SECONDS", min=0, help="Make nothing; wait this long for who makes it."),
+    ] = None,
+) -> None:
+    """Make what a run needs before its processes start: the small model, if model.tiny asks for one.
+
+    Does nothing where it is there already. `trustbatch up` does this by itself.
+    """
+    from services import prepare as preparation
+
+    settings = read_config(config, overrides)
+    done = preparation.prepare(settings) if await_s is None else preparation.await_prepared(settings, await_s)
+    typer.echo(done)
+
+
 def load(context: typer.Context) -> None:
     """Put load on a run without an engine: for tests and capacity planning only.
 
     It joins like rollout servers do and appends made-up groups; `trustbatch load --help` lists its options.
     """
     become("services.load", *context.args)
+
+
+def _again(wanted: bool) -> list[str]:
+    return ["--again"] if wanted else []
 
 
 def _replace_by(module: str, file: Path, overrides: list[str], *more: str) -> NoReturn:

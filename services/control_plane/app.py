@@ -7,22 +7,23 @@ never on the event loop.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from services.control_plane import problems, schemas
+from services.control_plane import autoscale, problems, schemas
 from services.control_plane.access import tokens_of
 from services.control_plane.guard import Guard
 from services.control_plane.lag import add_lag
 from services.control_plane.resources import LOOK, OPERATE, Here, Resources, State
-from services.status import read_status
+from services.status import RunStatus, read_status
 from shared.config import Config
 from shared.errors import StreamError
 from shared.keys import Keys
@@ -144,9 +145,16 @@ def _wish(here: Resources, paused: bool) -> schemas.Paused:
 def _set_gauges(here: Resources) -> None:
     """Fills the gauges from Redis; without it they are NaN, not yesterday's numbers."""
     gauges = here.metrics
-    state = (gauges.policy_version, gauges.stream_groups, gauges.stream_bytes, gauges.dead_letters)
+    state = (
+        gauges.policy_version,
+        gauges.stream_groups,
+        gauges.stream_bytes,
+        gauges.dead_letters,
+        gauges.desired_servers,
+    )
     try:
         status = read_status(here.client, here.keys, events=1)
+        steps = here.control.history(last=autoscale.STEPS)
     except StreamError:
         gauges.redis_up.set(0)
         for gauge in (*state, *(gauges.members.labels(kind) for kind in KINDS)):
@@ -158,11 +166,18 @@ def _set_gauges(here: Resources) -> None:
         status.backlog.groups,
         status.backlog.bytes,
         status.backlog.dead_letters,
+        _desired_servers(here.config, status, steps),
     )
     for gauge, value in zip(state, values, strict=True):
         gauge.set(value)
     for kind in KINDS:
         gauges.members.labels(kind).set(sum(1 for member in status.of_kind(kind) if member.alive))
+
+
+def _desired_servers(config: Config, status: RunStatus, steps: Sequence[Mapping[str, Any]]) -> int:
+    demand = autoscale.demand_of(status, steps, config, time.time())
+    plane = config.control_plane
+    return autoscale.desired_rollout_servers(demand, plane.least_servers, plane.most_servers)
 
 
 async def _count(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:

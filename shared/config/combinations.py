@@ -23,10 +23,12 @@ def combination_problems(config: Config) -> Iterator[str]:
         _steps(config.learner),
         _versions(config),
         _policies(config.admission),
+        _stalls(config),
         _memory(config),
         _drawing(config.rollout, config.learner),
         _tiny(config),
         access_problems(config.redis, config.control_plane),
+        _scaling(config),
         _overlong(config),
         _store(config.store),
     )
@@ -64,6 +66,18 @@ def _policies(admission: AdmissionConfig) -> Iterator[str]:
             chosen(question, named.name, named.knobs)
         except ValueError as error:
             yield str(error)
+
+
+def _stalls(config: Config) -> Iterator[str]:
+    stalled, works = config.metrics.stalled_after_s, {"evaluation.deadline_s": config.evaluation.deadline_s}
+    if isinstance(config.rollout.engine, VllmEngineConfig):
+        works["rollout.engine.startup_deadline_s"] = config.rollout.engine.startup_deadline_s
+    for key, seconds in works.items():
+        if stalled <= seconds:
+            yield (
+                f"metrics.stalled_after_s is {stalled:g}; it must be above {key} ({seconds:g}), or a server that is "
+                "within its time would be taken for stalled"
+            )
 
 
 def _memory(config: Config) -> Iterator[str]:
@@ -114,6 +128,12 @@ def _store(store: StoreConfig) -> Iterator[str]:
         yield "store.token and store.token_file are both given: give only one of them"
     if (store.token or store.token_file) and scheme not in ("http", "https"):
         yield f"store.token is for a store.url that begins with http:// or https://, not for {store.url!r}"
+
+
+def _scaling(config: Config) -> Iterator[str]:
+    least, most = config.control_plane.least_servers, config.control_plane.most_servers
+    if least > most:
+        yield f"control_plane.least_servers is {least}; it must be at most control_plane.most_servers ({most})"
 
 
 def _tiny(config: Config) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, ByteSize, Field, SecretStr, model_validator
 
 from shared.config.access import check_token
 from shared.config.credentials import without_credentials
-from shared.config.section import Section
+from shared.config.section import Seconds, Section
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -74,6 +74,10 @@ class ControlPlaneConfig(Section):
     """Key (PEM) of `tls_certificate`, without a passphrase."""
     requests_per_minute: int = Field(600, ge=10, le=1_000_000)
     """What one client may ask for, a tenth of it at once; liveness probes do not count."""
+    least_servers: int = Field(1, ge=1, le=1024)
+    """Fewest rollout servers that trustbatch_desired_rollout_servers asks for while the run goes on."""
+    most_servers: int = Field(16, ge=1, le=1024)
+    """Most rollout servers that it asks for."""
 
 
 class MetricsConfig(Section):
@@ -81,4 +85,7 @@ class MetricsConfig(Section):
 
     host: str = "127.0.0.1"
     port: Port = 0
-    """0 takes a free port; it is shown by the control plane."""
+    """0 takes a free port; it is shown by the control plane. /livez and /readyz answer there too."""
+    stalled_after_s: Seconds = Field(900.0, ge=30)
+    """Longest silence, or the same piece of work, of a process that /livez still calls live. Waits end by deadlines
+    of their own and do not count."""

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from shared.config.load import dump_config
+from shared.probe import ask
+from shared.process import UNFINISHED
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World
 
@@ -29,7 +31,7 @@ class Process:
         self._log = log
         with log.open("a") as file:
             self.handle = subprocess.Popen(
-                [sys.executable, "-m", "learner", "--config", str(config)],
+                [sys.executable, "-m", "learner", "--config", str(config), "--again"],
                 cwd=ROOT,
                 stderr=file,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -98,9 +100,11 @@ def test_sigterm_ends_it_in_order_within_six_seconds(
     assert {"kind", "pid", "host", "state", "since", "step", "policy_version", "epoch", "metrics"} <= status.keys()
     with urllib.request.urlopen(status["metrics"], timeout=5) as answer:
         assert b"trustbatch_steps_total 2.0" in answer.read()
+    for probe in ("livez", "readyz"):
+        assert ask(status["metrics"].replace("metrics", probe))[0]
     asked = time.monotonic()
     process.handle.send_signal(signal.SIGTERM)
-    assert process.handle.wait(10) == 0
+    assert process.handle.wait(10) == UNFINISHED
     assert time.monotonic() - asked < 6
     assert world.control.phase() == ("stopped", "SIGTERM")
     assert world.latest == 1

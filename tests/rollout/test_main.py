@@ -15,11 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rollout.__main__ import _until_stopped
 from shared.config import Config
+from shared.errors import TrustbatchError
 from shared.manifest import Probe
+from shared.probe import ask
+from shared.process import UNFINISHED, StopFlag
 from shared.types import Group
 from tests.rollout.models import PROBE, logprobs_of
-from tests.rollout.run import Run, small
+from tests.rollout.run import Run, parts_of, small
 
 pytestmark = pytest.mark.system
 VLLM = (
@@ -31,13 +35,17 @@ VLLM = (
 
 
 @contextmanager
-def started(run: Run, folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+def started(run: Run, folder: Path, *overrides: str, more: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
     """`python -m rollout`, killed at the end if it is still there."""
     command = [sys.executable, "-m", "rollout", "--config", str(run.write_config(folder / "c.yaml"))]
     command += [word for override in overrides for word in ("--set", override)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
-        [*command, "--server-id", "r0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [*command, "--server-id", "r0", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     try:
         yield process
@@ -58,13 +66,17 @@ def test_sigterm_ends_the_server_in_order_although_its_scorers_hang(
 ) -> None:
     run = Run(small(config, tiny_model, "environment.path=tests.rollout.worlds:Hanging"))
     run.publish()
-    with started(run, tmp_path) as process:
+    with started(run, tmp_path, more=("--again",)) as process:
         wait(run, lambda: run.leased() == 4)
+        status = run.control.status_of("rollout:r0")
+        assert status is not None
+        for probe in ("livez", "readyz"):
+            assert ask(status["metrics"].replace("metrics", probe)) == (True, "generating groups")
         told = time.monotonic()
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=10)
         assert time.monotonic() - told < 8
-    assert process.returncode == 0, log
+    assert process.returncode == UNFINISHED, log
     assert run.leased() == 0
     assert run.control.members() == {}
     assert last_row(log)["reason"] == "SIGTERM"
@@ -87,6 +99,16 @@ def test_a_server_that_cannot_go_on_says_why_in_one_line_and_exits_with_1(
     assert "version 0 is not what the engine serves: its probe is off by" in last["reason"]
     assert "Traceback" not in log
     assert run.groups() == []
+
+
+@pytest.mark.asyncio
+async def test_a_run_that_has_failed_is_no_orderly_end(config: Config, tiny_model: Path) -> None:
+    run = Run(small(config, tiny_model))
+    run.control.set_phase("failed", "the learner gave up")
+    with pytest.raises(TrustbatchError, match="the run has failed"):
+        await _until_stopped(parts_of(run.config), StopFlag())
+    run.control.set_phase("finished")
+    assert await _until_stopped(parts_of(run.config), StopFlag())
 
 
 REFUSED = {

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def test_help_names_every_command_and_a_first_step() -> None:
         "learner",
         "objectives",
         "control-plane",
+        "prepare",
         "load",
         "config",
         "doctor",
@@ -53,6 +55,11 @@ def test_help_names_every_command_and_a_first_step() -> None:
     ):
         assert f"\n  {command} " in done.stdout
     assert "trustbatch up --config deploy/configs/demo.yaml" in done.stdout
+
+
+def test_the_version_is_the_projects() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert trustbatch("--version").stdout == f"trustbatch {project['version']}\n"
 
 
 def test_help_answers_at_once() -> None:

@@ -241,6 +241,7 @@ def test_metrics_show_the_state(http: TestClient, control: ControlState, client:
     assert found["trustbatch_latest_policy_version{}"] == 3
     assert found["trustbatch_dead_letters{}"] == 1
     assert found["trustbatch_stream_bytes{}"] == 4096
+    assert found["trustbatch_desired_rollout_servers{}"] == 2, "the learner waits: twice as many as there are"
     assert found['trustbatch_members{"kind": "rollout"}'] == 1
     assert found['trustbatch_http_requests_total{"method": "GET", "route": "unknown", "status": "404"}'] == 1
 
