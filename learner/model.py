@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from learner.batch import MicroBatch
+from learner.batch import MicroBatch, cut
 from learner.model_files import ModelFiles
 from shared.errors import ConfigError
 
@@ -101,7 +101,14 @@ class PolicyModel:
 
     @torch.no_grad()
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probs of tokens 1..T-1 of each sequence at temperature 1, nats."""
+        """Log-probs of tokens 1..T-1 of each sequence at temperature 1, nats. Like lengths are computed together."""
+        lengths = [len(sequence) for sequence in sequences]
+        found: dict[int, list[float]] = {}
+        for piece in cut(lengths, max(lengths)):
+            found.update(zip(piece, self._sequence_logprobs([sequences[i] for i in piece]), strict=True))
+        return [found[i] for i in range(len(sequences))]
+
+    def _sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64, device=self.device)
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.tensor(sequence)

@@ -86,7 +86,7 @@ def measure(megabytes: float, versions: int, learning_rate: float, engine: str, 
 def _up(folder: Path, model: Path, versions: int, learning_rate: float, engine: str, dtype: str) -> list[str]:
     kind = "{kind: transformers, device: cpu}"
     if engine == "vllm":
-        kind = "{kind: vllm, max_model_len: 64, max_num_seqs: 16, kv_cache_gib: 0.25}"
+        kind = "{kind: vllm, max_model_len: 128, max_num_seqs: 16, kv_cache_gib: 0.25}"
     settings = (
         "run.id=bench",
         f"run.folder={folder / 'run'}",
