@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -122,6 +122,11 @@ class PolicyModel:
             config = deepcopy(self.module.config)
             config.dtype = self.dtype
             config.save_pretrained(folder)
+
+    def published(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor that `save` writes, by name, in the published precision, one at a time."""
+        for name, tensor in sorted(self._persistent().items()):
+            yield name, tensor.detach().to(self.dtype) if tensor.is_floating_point() else tensor.detach()
 
     def _persistent(self) -> dict[str, Tensor]:
         """The state dict without the second names of tied weights."""

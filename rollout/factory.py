@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Literal
 
 from rollout.engines.base import Engine
 from shared.config import Config
@@ -19,11 +20,13 @@ def build_engine(config: Config, server_id: str) -> tuple[Engine, str]:
     """
     seed = (config.run.seed + zlib.crc32(server_id.encode())) % 2**31  # servers must not draw the same numbers
     if isinstance(config.rollout.engine, VllmEngineConfig):
-        return _vllm(config.rollout.engine, config.model.dtype, seed)
+        return _vllm(config.rollout.engine, config.model.dtype, seed, config.store.transfer.kind)
     return _transformers(config.rollout.engine, config.model.dtype, seed)
 
 
-def _vllm(engine: VllmEngineConfig, dtype: str, seed: int) -> tuple[Engine, str]:
+def _vllm(
+    engine: VllmEngineConfig, dtype: str, seed: int, transfer: Literal["files", "nccl", "gloo"]
+) -> tuple[Engine, str]:
     try:
         from rollout.engines.vllm import VllmEngine
         from rollout.engines.vllm_launch import device_type
@@ -44,6 +47,7 @@ def _vllm(engine: VllmEngineConfig, dtype: str, seed: int) -> tuple[Engine, str]
         device=engine.device,
         enforce_eager=engine.enforce_eager,
         startup_deadline_s=engine.startup_deadline_s,
+        transfer=transfer,
     )
     return built, device
 

@@ -14,6 +14,7 @@ from shared.log import Logger
 from shared.metrics import RolloutMetrics
 from shared.redis_client import connect
 from shared.stream import GroupWriter
+from shared.transfer import Transfers
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Parts:
     metrics: RolloutMetrics
     log: Logger
     patience: Patience
+    transfers: Transfers
 
     @classmethod
     def connect(
@@ -56,4 +58,5 @@ class Parts:
             metrics=metrics,
             log=log,
             patience=Patience(status, log),
+            transfers=Transfers(client, keys),
         )

@@ -16,10 +16,12 @@ import numpy as np
 from rollout.engines.base import Engine
 from rollout.parts import Parts
 from rollout.proof import TOLERANCE_NATS, Proof, prove
-from shared.errors import EngineError, StoreError, UnprovenVersionError
+from rollout.transfer import Receiver
+from shared.errors import EngineError, StoreError, TransferError, UnprovenVersionError, WireOnlyError
 from shared.log import on_every_line
 from shared.manifest import Manifest
 from shared.store import PolicyStore
+from shared.transfer import Call
 
 SYNC_DEADLINE_S = 60.0  # for a version that cannot be read from the store
 
@@ -48,6 +50,7 @@ class Syncer:
         self._store = PolicyStore(config.run.folder / "policy")
         self._engine = engine
         self._parts = parts
+        self._receiver = Receiver(parts, engine)
         self._tolerance_nats = config.rollout.proof_tolerance_nats or TOLERANCE_NATS[config.model.dtype]
         self._proof: Proof | None = None
         self._unreadable_since: float | None = None
@@ -73,6 +76,8 @@ class Syncer:
         try:
             await self.serve(version)
             self._unreadable_since = None
+        except WireOnlyError as error:
+            await self._receiver.wait_for_files(version, error, serving=self.gate.is_set())
         except StoreError as error:
             now = time.monotonic()
             self._parts.metrics.sync_failures.labels("store").inc()
@@ -90,23 +95,33 @@ class Syncer:
             server_id = self._parts.server_id
             try:
                 manifest, folder = await asyncio.to_thread(self._store.hold, version, server_id)
-                await self._load_and_prove(manifest, folder)
+                call = await self._receiver.meet(manifest, serving=self._proof is not None)
+                await self._load_and_prove(manifest, folder, call)
             finally:
                 await asyncio.to_thread(self._store.let_go, server_id)
         self.gate.set()
         self._parts.metrics.sync_seconds.observe(time.monotonic() - started)
 
-    async def _load_and_prove(self, manifest: Manifest, folder: Path) -> None:
+    async def _load_and_prove(self, manifest: Manifest, folder: Path, call: Call | None) -> None:
+        was_open = self.gate.is_set()
         self.gate.clear()
         try:
-            await self._load(folder, manifest.policy_version)
+            await self._load(folder, manifest.policy_version, call)
             self._accept(await self._prove(manifest))
+        except TransferError as error:
+            if error.untouched and was_open:
+                self.gate.set()
+            self._parts.metrics.sync_failures.labels("transfer").inc()
+            raise WireOnlyError(f"version {manifest.policy_version} did not come over the wire: {error}") from error
         except EngineError as error:
             self._report(manifest.policy_version, error)
             raise
 
-    async def _load(self, folder: Path, version: int) -> None:
-        if self._proof is None:
+    async def _load(self, folder: Path, version: int, call: Call | None) -> None:
+        self._parts.metrics.syncs.labels("files" if call is None else "wire").inc()
+        if call is not None:
+            self._parts.metrics.pause_seconds.observe(await self._receiver.receive(call, folder))
+        elif self._proof is None:
             await self._engine.start(folder, version)
         else:
             self._parts.metrics.pause_seconds.observe(await self._engine.load(folder, version))

@@ -82,6 +82,15 @@ class LearnerMetrics:
         self.publish_seconds = Histogram(
             "trustbatch_publish_seconds", "Writing and announcing a version.", buckets=_SECONDS, registry=r
         )
+        self.transfers = Counter(
+            "trustbatch_transfers", "Servers that a version was sent to over the wire.", ["outcome"], registry=r
+        )
+        self.transfer_seconds = Histogram(
+            "trustbatch_transfer_seconds",
+            "Sending a version, invitation to last receipt.",
+            buckets=_SECONDS,
+            registry=r,
+        )
         self.checkpoints = Counter("trustbatch_checkpoints", "Durable checkpoints written.", registry=r)
         self.policy_version = Gauge("trustbatch_policy_version", "Newest published version.", registry=r)
         self.backlog_groups = Gauge("trustbatch_backlog_groups", "Groups in the stream not yet applied.", registry=r)
@@ -190,6 +199,7 @@ class RolloutMetrics:
         self.pause_seconds = Histogram(
             "trustbatch_sync_pause_seconds", "Generation stood still for a sync.", buckets=_SECONDS, registry=r
         )
+        self.syncs = Counter("trustbatch_syncs", "Versions loaded, by the way they came.", ["way"], registry=r)
         self.sync_failures = Counter("trustbatch_sync_failures", "Versions refused.", ["reason"], registry=r)
         self.floor = Gauge(
             "trustbatch_proof_max_nats",

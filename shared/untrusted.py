@@ -16,8 +16,8 @@ MAX_TEXT = 1000  # characters that are shown of one text
 MAX_MEMBERS = 1000  # that are looked at
 MAX_LAG = 1024  # versions; the bound of rollout.lag
 
-_TEXTS = ("kind", "state", "host", "engine", "device", "metrics", "address")
-_COUNTS = ("pid", "policy_version", "step", "lag", "in_flight", "groups", "tokens")
+_TEXTS = ("kind", "state", "host", "engine", "device", "metrics", "address", "transfer")
+_COUNTS = ("pid", "policy_version", "step", "lag", "in_flight", "groups", "tokens", "ranks")
 _NUMBERS = ("since", "proof_max_nats")
 
 T = TypeVar("T")

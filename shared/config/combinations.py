@@ -117,6 +117,25 @@ def _tiny(config: Config) -> Iterator[str]:
         )
 
 
+def _transfer(config: Config) -> Iterator[str]:
+    kind, engine = config.store.transfer.kind, config.rollout.engine
+    if kind == "files":
+        return
+    if not isinstance(engine, VllmEngineConfig):
+        yield f"store.transfer.kind is {kind}, which only vLLM can take: set rollout.engine.kind to vllm, or this to files"
+    unfit = "cpu" if kind == "nccl" else "cuda"
+    for name, device in (("rollout.engine", engine.device), ("learner", config.learner.device)):
+        if device == unfit:
+            yield f"store.transfer.kind is {kind}, which does not go with {name}.device {unfit}"
+    if kind == "gloo" and getattr(engine, "tensor_parallel_size", 1) > 1:
+        yield "store.transfer.kind is gloo, which is for one worker: rollout.engine.tensor_parallel_size must be 1"
+    if config.rollout.lag > 0:
+        yield (
+            f"store.transfer.kind is {kind}, but rollout.lag is {config.rollout.lag}: a server that lags wants "
+            "versions that the learner no longer holds; set store.transfer.kind to files, or rollout.lag to 0"
+        )
+
+
 def _multiple(name: str, value: int, of: str, unit: int) -> Iterator[str]:
     if value % unit:
         yield f"{name} is {value}; it must be a multiple of {of} ({unit})"

@@ -49,7 +49,11 @@ def _line(item: ErrorDetails) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         return f"{cut(place.key)}: {_unknown(place)}"
-    if not place.key or place.key in ("redis", "control_plane", "store"):  # a whole section is no help, and may hold a secret
+    if not place.key or place.key in (
+        "redis",
+        "control_plane",
+        "store",
+    ):  # a whole section is no help, and may hold a secret
         return f"{place.key}: {message}" if place.key and not message.startswith(place.key) else message
     if place.field is not None and item["type"] not in _BOUND_ERRORS:
         message += _bounds(place.field)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ByteSize, Field, SecretStr
 from shared.config.access import check_token
 from shared.config.credentials import holds_credentials
 from shared.config.section import Seconds, Section
+from shared.config.transfer import TransferConfig
 
 
 def _good_token(token: SecretStr) -> SecretStr:
@@ -49,3 +50,5 @@ class StoreConfig(Section):
     """Longest wait for one answer of a store elsewhere, beside the time that its bytes take at the bandwidth limit."""
     full_every: int = Field(16, ge=1, le=256)
     """Every so many versions one is stored whole; the others may be patches of the one before. 1: all whole."""
+    transfer: TransferConfig = TransferConfig()
+    """Weights over the wire, beside the files."""
