@@ -4,7 +4,8 @@
     group     one process group with all that are ready, kept from version to version while they stay the same
     failure   the group is given up and made anew at the next version; the version goes by files
 
-A server that let a transfer down without a word is not asked again for LEFT_OUT_VERSIONS.
+A server that let a transfer down without a word is not asked again for LEFT_OUT_VERSIONS. One that was late for an
+invitation is asked on, and no longer waited for until it answers in time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from shared.transfer import MAX_RANKS, MAX_WORKERS, Answer, Call, Said, Transfer
 
 POLL_S = 0.01
 LEFT_OUT_VERSIONS = 8
+LATE_S = 0.2  # for those that were late the last time
 ROLLOUT = "rollout:"  # before a server_id in the name of its component
 _ORDER: dict[Said, int] = {"here": 0, "receiving": 1, "received": 2}
 
@@ -57,6 +59,7 @@ class Channel:
         self._group = 0
         self._ranks: dict[str, int] = {}  # of the open group; empty: none is
         self._left_out: dict[str, int] = {}  # server_id -> version from which it is asked again
+        self._late: set[str] = set()  # server_ids that were not ready the last time
         self._call = Call(epoch, 0, "go", 0)  # the last one that opened a group
         self._usable = True
 
@@ -109,11 +112,12 @@ class Channel:
         self._number += 1
         call = Call(self._epoch, self._number, "invite", version, invited=sorted(members))
         self._transfers.call(call, 2 * self._config.ready_s)
-        answers = self._until_all(call, members, ("here",))
-        here = {name for name, answer in answers.items() if answer.said == "here"}
-        if missing := sorted(members.keys() - here):
-            self._log.warning("not ready for a transfer", servers=missing, policy_version=version)
-        return here
+        self._until_all(call, members.keys() - self._late, ("here",), self._config.ready_s)
+        answers = self._until_all(call, members, ("here",), LATE_S)
+        if missing := members.keys() - answers.keys() - self._late:
+            self._log.warning("not ready for a transfer", servers=sorted(missing), policy_version=version)
+        self._late = members.keys() - answers.keys()
+        return set(answers)
 
     def _go(self, version: int, members: dict[str, int]) -> Call:
         """Tells them their ranks; a new group wherever they are not those of the open one."""
@@ -168,9 +172,11 @@ class Channel:
             deadline.check()
             time.sleep(POLL_S)
 
-    def _until_all(self, call: Call, servers: Collection[str], said: tuple[Said, ...]) -> dict[str, Answer]:
-        """What the servers have answered once all have said one of these, or after ready_s."""
-        deadline = Deadline("servers to answer", self._config.ready_s)
+    def _until_all(
+        self, call: Call, servers: Collection[str], said: tuple[Said, ...], seconds: float
+    ) -> dict[str, Answer]:
+        """What the servers have answered once all have said one of these, or the time is over."""
+        deadline = Deadline("servers to answer", seconds)
         while True:
             answers = self._transfers.answers(call, servers)
             if not deadline.remaining or {n for n, a in answers.items() if a.said in said} == set(servers):
@@ -192,11 +198,15 @@ class Channel:
     def _failed(self, call: Call, asked: Collection[str], reason: str) -> set[str]:
         """Gives the group up. Returns who has received everything all the same."""
         self.close()  # whoever waits in it learns of the failure by this
-        answers = self._until_all(call, asked, ("failed", "received")) if call.stage == "go" else {}
+        final: tuple[Said, ...] = ("failed", "received")
+        answers = self._until_all(call, asked, final, self._config.ready_s) if call.stage == "go" else {}
         received = {name for name, answer in answers.items() if answer.said == "received"}
         silent = sorted(name for name in asked if name not in answers or answers[name].said in ("here", "receiving"))
         for name in silent:
             self._left_out[name] = call.policy_version + LEFT_OUT_VERSIONS
+            self._late.add(name)
+        told = [f"{name}: {answer.why}" for name, answer in sorted(answers.items()) if answer.said == "failed"]
+        reason = "; ".join([reason, *(why for why in told if why != reason)])
         text = f"version {call.policy_version} goes by files: {reason}"
         if silent:
             text += f"; left out of the next {LEFT_OUT_VERSIONS} versions: {', '.join(silent)}"

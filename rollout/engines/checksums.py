@@ -20,13 +20,14 @@ _MODULUS = 2**64
 def tensor_checksum(tensor: Tensor) -> int:
     """The checksum of a tensor of any shape and dtype, in [0, 2^64)."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    total = flat.numel()
+    if not (total := flat.numel()):
+        return 0
     if total % 4:
         flat = torch.nn.functional.pad(flat, (0, 4 - total % 4))
     words = flat.view(torch.int32)
     odd = torch.arange(1, 2 * min(BLOCK, len(words)), 2, dtype=torch.int64, device=flat.device)
     sums = [(block.to(torch.int64) * odd[: len(block)]).sum() for block in words.split(BLOCK)]
     found = 0
-    for part in torch.stack(sums).tolist() if sums else []:
+    for part in torch.stack(sums).tolist():
         found = (found * K + part) % _MODULUS
     return (found + total) % _MODULUS

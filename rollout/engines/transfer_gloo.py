@@ -88,12 +88,13 @@ class GlooTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             raise RuntimeError("no process group was joined")
         options = c10d.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
+        model: Any = self.model
         for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True):
             tensor: Any = torch.empty(shape, dtype=getattr(torch, dtype))
             self._group.broadcast([tensor.reshape(-1).view(torch.uint8)], options).wait()
-            self.model.load_weights([(name, tensor)])
+            model.load_weights([(name, tensor)])
             if name == update_info.head_from:
-                self.model.load_weights([(LM_HEAD, tensor)])
+                model.load_weights([(LM_HEAD, tensor)])
 
     def shutdown(self) -> None:
         """Leaves the group."""

@@ -122,7 +122,7 @@ def _transfer(config: Config) -> Iterator[str]:
     if kind == "files":
         return
     if not isinstance(engine, VllmEngineConfig):
-        yield f"store.transfer.kind is {kind}, which only vLLM can take: set rollout.engine.kind to vllm, or this to files"
+        yield f"store.transfer.kind is {kind}, which only vLLM can take: set it to files or rollout.engine.kind to vllm"
     unfit = "cpu" if kind == "nccl" else "cuda"
     for name, device in (("rollout.engine", engine.device), ("learner", config.learner.device)):
         if device == unfit:
