@@ -19,6 +19,7 @@ from shared.codec import Limits, decode_group, encode_group
 from shared.control import EvaluationResult
 from shared.errors import DecodeError, StoreError
 from shared.manifest import Manifest, Probe, StoredFile, parse, seal, unseal
+from shared.transfer import Answer, Call, read_answer, read_call
 from tests.builders import group, trajectory
 from tests.fuzz.grammar import Choices, spoiled
 from tests.learner.test_recording import recording as a_recording
@@ -31,6 +32,8 @@ CONTROL: list[dict[str, Any]] = [
     asdict(EvaluationResult(0, 0.25, 64, 5.0, 1.0, "r0", 1.0)),
     {"kind": "rollout", "state": "x", "since": 1.0, "pid": 1, "lag": 0, "proof_max_nats": 1e-5},
     {"kind": "pause", "text": "x", "by": "operator", "at": 1.0},
+    asdict(Call(1, 2, "go", 3, ["r0"], {"r0": 1}, 1, 2, "127.0.0.1", 29_500)),
+    asdict(Answer(1, 2, "failed", "x", touched=True)),
 ]
 LONGEST_ERROR = 3000  # characters: it goes into logs and dead letters
 
@@ -75,6 +78,10 @@ def control(data: bytes) -> None:
         raw = json.dumps(spoiled(CONTROL[choices.below(len(CONTROL))], choices, binary=False)).encode()
     json.dumps(untrusted.heartbeat(raw))
     json.dumps(untrusted.event(raw))
+    call = read_call(raw)
+    if call is not None and call.stage == "go":
+        assert all(0 < rank < call.world_size for rank in call.ranks.values())
+    read_answer(raw)
     result = untrusted.record(EvaluationResult, raw)
     if result is not None:
         json.dumps(asdict(result))

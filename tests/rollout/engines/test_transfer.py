@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from learner.transfer.nccl import SilentClient, published_source
+from rollout.engines.checksums import tensor_checksum
 from rollout.engines.transfer import Meeting, init_info, update_info
 from rollout.engines.transfer_worker import Checked
-from rollout.engines.checksums import tensor_checksum
 from shared.tensor_table import TensorRow
 
 MEETING = Meeting("nccl", group=3, host="10.0.0.1", port=29500, rank=2, world_size=5, deadline_s=60.0)
@@ -85,7 +85,7 @@ def test_vllm_s_nccl_engine_takes_what_it_is_told_at_both_ends() -> None:
     assert isinstance(SilentClient(), VLLMWeightSyncClient)
     assert "nccl" in WeightTransferTrainerFactory._registry
     tensors = {"b": torch.zeros(2, 3, dtype=torch.bfloat16), "a": torch.ones(1)}
-    source = published_source(WeightSource, lambda: tensors.items())
+    source = published_source(WeightSource, tensors.items)
     assert [(m.name, m.dtype, m.shape) for m in source.metadata()] == [
         ("b", torch.bfloat16, (2, 3)),
         ("a", torch.float32, (1,)),
