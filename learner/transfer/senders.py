@@ -78,6 +78,7 @@ class GlooSender:
         self._listening: socket.socket | None = None
         self._store: Any = None
         self._group: Any = None
+        self._turn = 0  # of listening; an `open` that was given up ends later, and in vain
 
     def listen(self, host: str, port: int) -> int:
         """Listens at this address only: torch would at every one."""
@@ -92,27 +93,33 @@ class GlooSender:
     def open(self, world_size: int, group: int, deadline_s: float) -> None:
         """Raises RuntimeError where somebody does not come in time."""
         assert self._listening is not None, "listen first"
-        listening, self._listening = self._listening, None
+        listening, self._listening, turn = self._listening, None, self._turn
         limit = timedelta(seconds=deadline_s)
-        self._store = c10d.TCPStore(
+        store = c10d.TCPStore(
             self._host, self._port, world_size, True, limit, wait_for_workers=False, master_listen_fd=listening.detach()
         )
         options = c10d.ProcessGroupGloo._Options()  # the only way to name the network interface
         options._devices = [c10d.ProcessGroupGloo.create_device(hostname=self._host)]
         options._timeout = limit
-        self._group = c10d.ProcessGroupGloo(c10d.PrefixStore(str(group), self._store), 0, world_size, options)
+        opened = c10d.ProcessGroupGloo(c10d.PrefixStore(str(group), store), 0, world_size, options)
+        if turn == self._turn:
+            self._store, self._group = store, opened
 
     def send(self, tensors: Tensors) -> None:
         """One broadcast for each tensor, as bytes."""
         options = c10d.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
+        group = self._group
+        if group is None:
+            raise TransferError("the process group is not open")
         for _, tensor in tensors():
             flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-            self._group.broadcast([flat], options).wait()
+            group.broadcast([flat], options).wait()
 
     def close(self) -> None:
         """Closes the connections."""
         self._group = self._store = None
+        self._turn += 1
         if self._listening is not None:
             with suppress(OSError):
                 self._listening.close()

@@ -27,6 +27,7 @@ def combination_problems(config: Config) -> Iterator[str]:
         access_problems(config.redis, config.control_plane),
         _overlong(config),
         _store(config.store),
+        _transfer(config),
     )
 
 

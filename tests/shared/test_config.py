@@ -104,7 +104,7 @@ def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(override: str, 
         (["model.tiny.max_position_embeddings=64"], r"max_position_embeddings is 64; it must be at least .* \(2048\)"),
         (
             ["store.transfer.kind=gloo", "rollout.engine.kind=transformers"],
-            r"store\.transfer\.kind is gloo, which only vLLM can take: set it to files or rollout\.engine\.kind to vllm",
+            r"transfer\.kind is gloo, which only vLLM can take: set it to files or rollout\.engine\.kind to vllm",
         ),
         (["store.transfer.kind=gloo", "rollout.lag=2"], r"rollout\.lag is 2: a server that lags wants versions that"),
         (["store.transfer.kind=gloo", "learner.device=cuda"], r"gloo, which does not go with learner\.device cuda"),
