@@ -6,6 +6,7 @@ Both block in C++ code until their peers come; a `Task` keeps the learner's own 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
@@ -19,6 +20,7 @@ from torch import Tensor
 from shared.errors import ConfigError, TransferError
 
 c10d: Any = torch.distributed  # what its stubs leave out is needed here
+POLL_S = 0.005
 Tensors = Callable[[], Iterable[tuple[str, Tensor]]]
 
 
@@ -98,12 +100,28 @@ class GlooSender:
         store = c10d.TCPStore(
             self._host, self._port, world_size, True, limit, wait_for_workers=False, master_listen_fd=listening.detach()
         )
+        if not self._wait_for_all(store, [f"{group}/{rank}" for rank in range(1, world_size)], turn, deadline_s):
+            return
         options = c10d.ProcessGroupGloo._Options()  # the only way to name the network interface
         options._devices = [c10d.ProcessGroupGloo.create_device(hostname=self._host)]
         options._timeout = limit
         opened = c10d.ProcessGroupGloo(c10d.PrefixStore(str(group), store), 0, world_size, options)
         if turn == self._turn:
             self._store, self._group = store, opened
+
+    def _wait_for_all(self, store: Any, keys: list[str], turn: int, deadline_s: float) -> bool:
+        """True once every rank has said that it comes; False where nobody waits for the group any more.
+
+        The group's own constructor would wait too, but nothing ends it, not even the end of the process.
+        """
+        ends = time.monotonic() + deadline_s
+        while not store.check(keys):
+            if turn != self._turn:
+                return False
+            if time.monotonic() > ends:
+                raise TransferError(f"not every server joined within {deadline_s:g} s")
+            time.sleep(POLL_S)
+        return True
 
     def send(self, tensors: Tensors) -> None:
         """One broadcast for each tensor, as bytes."""

@@ -63,6 +63,7 @@ class GlooTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         address, port, size = init_info.master_address, init_info.master_port, init_info.world_size
         rank = init_info.rank_offset + int(self.parallel_config.rank)
         self._store = c10d.TCPStore(address, port, size, False, limit, wait_for_workers=False)
+        self._store.set(f"{init_info.group}/{rank}", "here")  # the learner forms the group once all have come
         options = c10d.ProcessGroupGloo._Options()  # the only way to name the network interface
         options._devices = [c10d.ProcessGroupGloo.create_device(hostname=own_address(address, port))]
         options._timeout = limit

@@ -25,6 +25,7 @@ def join(host: str, port: int, rank: int, world_size: int, group: int) -> Any:
     """The process group, once everybody is there."""
     limit = timedelta(seconds=DEADLINE_S)
     store = c10d.TCPStore(host, port, world_size, False, limit, wait_for_workers=False)
+    store.set(f"{group}/{rank}", "here")
     options = c10d.ProcessGroupGloo._Options()
     options._devices = [c10d.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
     options._timeout = limit
