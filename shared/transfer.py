@@ -21,6 +21,7 @@ from shared.redis_client import Client, Script, translated
 MAX_RANKS = 4096  # of one process group
 MAX_SERVERS = untrusted.MAX_MEMBERS
 MAX_WORKERS = 64  # of one server; the bound of rollout.engine.tensor_parallel_size
+WITHDRAWN_S = 0.001
 _LONGEST_HOST = 253
 
 Stage = Literal["invite", "go"]
@@ -67,6 +68,10 @@ class Transfers:
     def call(self, call: Call, ttl_s: float) -> None:
         """Asks; the answers to the call before are forgotten. Raises FencedError, DataLossError."""
         self._call(call.epoch, json.dumps(asdict(call)), max(1, int(ttl_s * 1000)))
+
+    def withdraw(self, call: Call) -> None:
+        """Ends a call: who comes later must not follow it. Raises FencedError, DataLossError."""
+        self.call(call, WITHDRAWN_S)
 
     def answers(self, call: Call, servers: Iterable[str]) -> dict[str, Answer]:
         """What these servers said to this call so far."""

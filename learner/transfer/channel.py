@@ -94,6 +94,7 @@ class Channel:
                 return set()
             call = self._go(version, {name: members[name] for name in sorted(here)})
             self._transmit(call, tensors)
+            self._transfers.withdraw(call)
         except (TransferError, DeadlineError) as error:
             return self._failed(call, here, str(error))
         except StreamError:
@@ -200,6 +201,7 @@ class Channel:
         self.close()  # whoever waits in it learns of the failure by this
         final: tuple[Said, ...] = ("failed", "received")
         answers = self._until_all(call, asked, final, self._config.ready_s) if call.stage == "go" else {}
+        self._transfers.withdraw(call)
         received = {name for name, answer in answers.items() if answer.said == "received"}
         silent = sorted(name for name in asked if name not in answers or answers[name].said in ("here", "receiving"))
         for name in silent:

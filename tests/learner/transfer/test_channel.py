@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -65,6 +66,15 @@ def events(client: Client, keys: Keys) -> list[str]:
     return [row["text"] for row in ControlState(client, keys).events()]
 
 
+def not_called(client: Client, keys: Keys) -> bool:
+    """True once no call is there any more; a withdrawn one stays for a millisecond."""
+    deadline = time.monotonic() + 1.0
+    while client.exists(keys.transfer):
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
 def test_every_member_gets_every_tensor_and_the_group_is_kept_while_the_members_are(
     channel: Channel, peer: MakePeer, client: Client, keys: Keys
 ) -> None:
@@ -74,6 +84,7 @@ def test_every_member_gets_every_tensor_and_the_group_is_kept_while_the_members_
         check(first, version)
         check(second, version)
     assert first.groups == second.groups == [1]
+    assert not_called(client, keys), "who comes now must not follow what is over"
     third = peer("r2")
     assert send(channel, 4) == {"r0", "r1", "r2"}
     for each in (first, second, third):
@@ -119,6 +130,7 @@ def test_a_refusal_is_said_with_its_reason_and_nobody_is_left_out_for_it(
     peer("r0").fault = "refuses"
     assert send(channel, 1) == set()
     assert events(client, keys) == ["version 1 goes by files: r0: its checksum differs"]
+    assert not_called(client, keys)
     assert list(channel.servers(2).members) == ["r0"]
 
 
