@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from learner.loop import Learner
 from learner.transfer.checksums import tensor_checksum
 from learner.transfer.publisher import WirePublisher
+from learner.transfer.senders import Tensors
+from shared.errors import StreamError
 from shared.tensor_table import has_weights, read_table
 from shared.transfer import Transfers
 from tests.learner.conftest import MakeWorld
@@ -99,6 +101,21 @@ def test_a_version_that_did_not_arrive_gets_its_files_at_once(wired: MakeWired, 
     files = load_file(folder / "model.safetensors")
     assert all(torch.equal(files[name], tensor) for name, tensor in published.items())
     assert (manifest.parent, manifest.step) == (0, 1)
+
+
+def test_when_redis_goes_away_on_the_way_nobody_knows_who_has_the_version_and_it_gets_its_files(
+    wired: MakeWired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, learner, _ = wired()
+    wire = learner.training.parts.publisher
+    assert isinstance(wire, WirePublisher)
+
+    def broken(version: int, tensors: Tensors) -> set[str]:
+        raise StreamError("Redis cannot be reached")
+
+    monkeypatch.setattr(wire._channel, "send", broken)
+    learner.training.publish(learner.evaluations)
+    assert (world.latest, with_weights(world)) == (1, {0: True, 1: True})
 
 
 def test_a_server_that_asks_gets_the_files_of_the_latest_version(wired: MakeWired) -> None:
