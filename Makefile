@@ -29,13 +29,13 @@ check: ## the same without vLLM and whole processes: under a minute once the typ
 	$(BIN)/mypy
 	$(FAST) $(ARGS)
 
-chaos: ## inject faults at full size, 90 minutes (ARGS="--scenarios 1,4 --short"); report in runs/chaos
+chaos: ## inject faults at full size, about an hour (ARGS="--scenarios 1,4 --short"); report in runs/chaos
 	@deploy/setup.sh dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(ARGS)
 
 fuzz: ## a million hostile inputs for each decoder, guided by coverage: about ten minutes
 	@deploy/setup.sh dev
-	for target in codec manifest control recording; do $(BIN)/python -m tests.fuzz $$target --runs 1000000 || exit 1; done
+	for target in codec manifest control recording patch; do $(BIN)/python -m tests.fuzz $$target --runs 1000000 || exit 1; done
 
 format: ## rewrite the code in the project's format
 	@deploy/setup.sh dev

@@ -71,6 +71,12 @@ class StepBatch:
         """The trained tokens of the step."""
         return len(self.versions)
 
+    @property
+    def sequence_of(self) -> Tensor:
+        """The trajectory of every trained token, [trained tokens] int64."""
+        pieces = [m.sequence_of for m in self.micro_batches]
+        return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64)
+
     def staleness(self, of: Callable[[int], int]) -> Int64Array:
         """The staleness of every trained token that the policy drew, given that of a version."""
         known, where = np.unique(self.versions[self.versions != NO_VERSION], return_inverse=True)

@@ -1,4 +1,4 @@
-"""What a step costs, measured where it runs: `python -m learner.bench shadows` (or `phases`) prints JSON.
+"""What a step costs, measured where it runs: `python -m learner.bench shadows` (or `phases`, `patches`) prints JSON.
 
 Every variant takes the same step in turn, round after round, and is compared with the first one of its own round:
 whatever else the machine does meets all of them. Needs no Redis.
@@ -54,7 +54,7 @@ def shadows(device: torch.device, rounds: int) -> dict[str, Any]:
     padded = GROUPS * GROUP_SIZE * (PROMPT + LONGEST)
     batches = [_batch(micro_batch_tokens) for micro_batch_tokens in (padded, padded // 5)]
     return {
-        **_machine(device, policy),
+        **machine(device, policy),
         "trained_tokens": batches[0].trained_tokens,
         "all_shadows": len(OBJECTIVES),
         "rounds": rounds,
@@ -73,7 +73,7 @@ def phases(device: torch.device, rounds: int) -> dict[str, Any]:
         count = len(batch.micro_batches)
         extra = [first / (first + second) if count > 1 else 0.0 for first, second in taken]
         found[str(count)] = {"first_pass_share": round(statistics.median(extra), 3)}
-    return {**_machine(device, policy), "rounds": rounds, "by_micro_batches": found}
+    return {**machine(device, policy), "rounds": rounds, "by_micro_batches": found}
 
 
 def _phases(policy: PolicyModel, batch: StepBatch) -> tuple[float, float]:
@@ -91,7 +91,8 @@ def _policy(device: torch.device) -> PolicyModel:
     return PolicyModel(build_model(SMALL_QWEN3, build_tokenizer(["1 + 2 = 3"], SMALL_QWEN3.vocab_size)).to(device))
 
 
-def _machine(device: torch.device, policy: PolicyModel) -> dict[str, Any]:
+def machine(device: torch.device, policy: PolicyModel) -> dict[str, Any]:
+    """What the figures depend on."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
@@ -137,11 +138,12 @@ def _synchronize(device: torch.device) -> None:
 def _batch(micro_batch_tokens: int) -> StepBatch:
     """Completions of uneven lengths, the longest ones among them."""
     rng = np.random.default_rng(0)
-    groups = [_group(index, rng) for index in range(GROUPS)]
+    groups = [random_group(index, rng) for index in range(GROUPS)]
     return build_step(groups, batch_rewards(groups), "group_std", micro_batch_tokens)
 
 
-def _group(index: int, rng: np.random.Generator) -> Group:
+def random_group(index: int, rng: np.random.Generator) -> Group:
+    """Completions of uneven lengths and unequal rewards, with random tokens."""
     return Group(
         group_id=group_id_for("bench", index),
         prompt_index=index,
@@ -179,7 +181,18 @@ def _beyond(policy: PolicyModel, batch: StepBatch) -> dict[str, Tensor]:
     return {**logprobs, "expert": some, "replayed": some}
 
 
-BENCHMARKS: dict[str, Callable[[torch.device, int], dict[str, Any]]] = {"shadows": shadows, "phases": phases}
+def patches(device: torch.device, rounds: int) -> dict[str, Any]:
+    """What `rounds` versions take as patches of each other."""
+    from learner.bench_patches import measure
+
+    return measure(device, rounds)
+
+
+BENCHMARKS: dict[str, Callable[[torch.device, int], dict[str, Any]]] = {
+    "shadows": shadows,
+    "phases": phases,
+    "patches": patches,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -187,11 +200,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m learner.bench", description="What a step costs.")
     parser.add_argument("what", choices=sorted(BENCHMARKS))
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="repetitions; of patches, versions")
+    parser.add_argument("--json", action="store_true", help="of patches: JSON instead of a table; of others always")
     options = parser.parse_args(arguments)
     use_configured_threads()
     measure = BENCHMARKS[options.what]
-    sys.stdout.write(json.dumps(measure(choose_device(options.device), options.rounds), indent=2) + "\n")
+    told = measure(choose_device(options.device), options.rounds)
+    if options.what == "patches" and not options.json:
+        from learner.bench_patches import table
+
+        sys.stdout.write(table(told) + "\n")
+    else:
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":

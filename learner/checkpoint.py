@@ -26,7 +26,7 @@ from learner.model import PolicyModel
 from shared.errors import CheckpointError, StoreError
 from shared.intervals import Intervals
 from shared.manifest import MANIFEST, seal, stored_files, unseal
-from shared.store import read_small, stored_file, sync_folder, write_durably
+from shared.store import check, read_small, stored_file, sync_folder, write_durably
 
 _NAME = re.compile(r"e(\d{4,})-n(\d{6,})-s(\d{8,})")
 _STATE = "state.json"
@@ -148,11 +148,10 @@ class CheckpointStore:
         try:
             manifest = unseal(read_small(folder / MANIFEST), str(folder / MANIFEST))
             expected = stored_files(manifest["files"])
-            wrong = [e.name for e in expected if stored_file(folder / e.name, durable=False) != e]
+            for file in expected:
+                check(folder / file.name, file)
         except (OSError, StoreError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(str(error)) from error
-        if wrong:
-            raise CheckpointError(f"{', '.join(wrong)}: not what was written")
 
     def _forget(self) -> None:
         """Removes all but the newest whole checkpoints; of torn ones, those that are older than all kept."""

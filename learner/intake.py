@@ -1,9 +1,9 @@
-"""From the stream to a batch of groups, oldest first; whatever is not trained on leaves with a reason.
+"""From the stream to a batch of groups, oldest first by default; whatever is not trained on leaves with a reason.
 
 read -> finished already? skip (deleted late, like an applied one); a requeued dead letter is looked at again
 -> not trainable?    dead letter: moved out of the stream, credit freed
 -> failed, stale?    dropped: credit freed, deleted late
--> else              held until the batch is full
+-> else              held until the batch is full; with a choice (`admission.select`), until it is chosen or too stale
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 
 from learner.files import RunFiles, plain
 from learner.ledger import Ledger
+from learner.lineage import Lineage
 from learner.patience import Patience
-from learner.screening import Refused, Rules, foreign, screen
+from learner.screening import Refused, Rules, evicted, foreign, screen, waiting
 from shared.letters import Letter
 from shared.log import Logger
 from shared.metrics import LearnerMetrics
+from shared.policies import Select, oldest
 from shared.records import Dropped
 from shared.stream import Entry, GroupReader
 from shared.types import Group
@@ -33,10 +35,11 @@ class Held:
     entry_id: str
     group: Group
     payload: bytes  # as it was in the stream
+    latest: int = -1  # the latest version when it was appended; -1 where nobody knows
 
 
 class Intake:
-    """The learner's hands on the stream. Holds at most one batch of decoded groups."""
+    """The learner's hands on the stream. Holds at most one window of decoded groups; without a choice, a batch."""
 
     def __init__(
         self,
@@ -49,6 +52,8 @@ class Intake:
         batch_groups: int,
         group_bytes: int,
         dead_letter_bytes: int,
+        select: Select = oldest,
+        window_groups: int = 0,
     ) -> None:
         self._reader = reader
         self._ledger = ledger
@@ -59,6 +64,9 @@ class Intake:
         self._batch_groups = batch_groups
         self._read_count = max(1, READ_BYTES // group_bytes)
         self._dead_letter_bytes = dead_letter_bytes
+        self._select = select
+        self._window_groups = max(batch_groups, window_groups)
+        self._screened_at = -1  # the version at which what is held was last looked at
         self.held: list[Held] = []
 
     @property
@@ -67,23 +75,51 @@ class Intake:
         return len(self.held) >= self._batch_groups
 
     def read(self, rules: Rules) -> int:
-        """One read of at most what the batch still lacks. Returns how many entries there were."""
-        if self.full:
+        """Reads at most what the window still lacks; waits only while there is no batch. Returns how many entries."""
+        self._evict(rules)
+        found = more = self._read_once(rules)
+        while more and self.full:
+            more = self._read_once(rules)
+            found += more
+        return found
+
+    def take(self, lineage: Lineage) -> list[Held]:
+        """Hands a batch over, as the policy selects it; what is left stays."""
+        places = self._select([waiting(h.group, lineage) for h in self.held], self._batch_groups)
+        taken = [self.held[i] for i in places]
+        gone = {h.entry_id for h in taken}
+        self.held = [h for h in self.held if h.entry_id not in gone]
+        return taken
+
+    def _read_once(self, rules: Rules) -> int:
+        count = min(self._window_groups - len(self.held), self._read_count)
+        if count <= 0:
             return 0
-        count = min(self._batch_groups - len(self.held), self._read_count)
-        entries = self._patiently("read groups", lambda: self._reader.read(count))
+        wait = not self.full
+        entries = self._patiently("read groups", lambda: self._reader.read(count, wait))
         for entry in entries:
             self._take_in(entry, rules)
         return len(entries)
 
-    def take(self) -> list[Held]:
-        """Hands the batch over."""
-        taken, self.held = self.held, []
-        return taken
+    def _evict(self, rules: Rules) -> None:
+        """Drops what has become too stale while it was held."""
+        if self._screened_at == rules.lineage.latest:
+            return
+        self._screened_at = rules.lineage.latest
+        kept = []
+        for held in self.held:
+            refused = evicted(held.group, rules)
+            if refused is None:
+                kept.append(held)
+            else:
+                self._end(held.group.prompt_index, refused)
+                self._ledger.schedule(held.entry_id)
+        self.held = kept
 
-    def end_without_step(self, held: Held, detail: str) -> None:
+    def end_without_step(self, held: Held, detail: str, lineage: Lineage) -> None:
         """Ends a group whose optimizer step was not finite."""
-        self._end(held.group.prompt_index, Refused(NON_FINITE, detail, False, held.group))
+        staleness = waiting(held.group, lineage).staleness
+        self._end(held.group.prompt_index, Refused(NON_FINITE, detail, False, held.group, staleness))
         self._ledger.schedule(held.entry_id)
 
     def _take_in(self, entry: Entry, rules: Rules) -> None:
@@ -106,7 +142,7 @@ class Intake:
 
     def _sort(self, entry: Entry, result: Group | Refused) -> None:
         if isinstance(result, Group):
-            self.held.append(Held(entry.entry_id, result, entry.payload))
+            self.held.append(Held(entry.entry_id, result, entry.payload, entry.latest))
             return
         if result.dead_letter:
             self._bury(entry, result)
@@ -125,7 +161,6 @@ class Intake:
 
     def _note(self, prompt_index: int, refused: Refused) -> None:
         """Writes down that a group has left, and why."""
-        self._metrics.groups_dropped.labels(refused.reason).inc()
         trajectories = refused.group.own if refused.group else ()
         n = len(trajectories)
         dropped = Dropped(
@@ -135,7 +170,10 @@ class Intake:
             reward_mean=sum(t.reward for t in trajectories) / n if n else None,
             at=time.time(),
             detail=refused.detail,
+            staleness=refused.staleness,
+            lag=refused.group.lag if refused.group else None,
         )
+        self._metrics.drop(dropped)
         self._files.dropped.append(plain(dropped))
         group_id = refused.group.group_id if refused.group else None
         self._log.warning("group dropped", group_id=group_id, reason=refused.reason, detail=refused.detail)

@@ -63,6 +63,11 @@ class Lineage:
         segment = self._segment(version)
         return segment.depth + version - segment.first
 
+    @property
+    def copies(self) -> frozenset[int]:
+        """The versions that restores published: each has its parent's weights."""
+        return frozenset(segment.first for segment in self.segments if segment.parent >= 0)
+
     def staleness(self, version: int) -> int:
         """Versions by which the latest is ahead of this one; 0 for an abandoned one that went further."""
         return max(0, self.depth(self.latest) - self.depth(version))

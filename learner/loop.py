@@ -17,6 +17,7 @@ from learner.patience import Patience
 from learner.provision import Provision, load_reference
 from learner.publish import Publisher
 from learner.recorder import Recorder
+from learner.refusals import Refusals, refusals
 from learner.startup import (
     abandon_lines,
     await_predecessor,
@@ -38,7 +39,7 @@ from shared.log import Logger
 from shared.metrics import LearnerMetrics
 from shared.process import Deadline, StopFlag
 from shared.redis_client import Client
-from shared.store import PolicyStore
+from shared.store import open_store
 from shared.stream import Backlog, GroupReader, backlog
 
 PAUSE_POLL_S = 0.2
@@ -79,6 +80,7 @@ class Learner:
             policy_version=-1,
             epoch=0,
         )
+        self._refusals = Refusals(self.control, log)
         self._patiently = Patience(self._reopen, self.heartbeat.set_state, stop, log)
         self._phase: tuple[Phase, str] | None = None
         self._epoch = 0  # none yet
@@ -133,7 +135,7 @@ class Learner:
         """Restores the newest good checkpoint, if any, and publishes the weights to begin with."""
         config = self.config
         checkpoints = CheckpointStore(config.run.folder / "checkpoints", config.learner.keep_checkpoints, self._warn)
-        store = PolicyStore(config.run.folder / "policy")
+        store = open_store(config)
         epoch = self._patiently("take an epoch", lambda: take_epoch(self.control, checkpoints))
         self._epoch = epoch
         files = RunFiles(config.run.folder)
@@ -155,9 +157,9 @@ class Learner:
             self.log.info("restored", checkpoint=checkpoint.name, step=begin.step, abandoned_steps=abandoned)
         longest = min(LONGEST_PROBE, getattr(config.rollout.engine, "max_model_len", LONGEST_PROBE))
         kind = WirePublisher if config.store.transfer.kind != "files" else Publisher
-        publisher = kind(store, self.control, reader, epoch, policy, longest)
+        publisher = kind(store, self.control, reader, epoch, policy, longest, config.store, self.metrics)
         if isinstance(publisher, WirePublisher):
-            connect_wire(publisher, config, self._client, epoch, self.metrics, self.log)
+            connect_wire(publisher, config, self._client, epoch, self.log)
         training = Training(
             Parts(
                 config,
@@ -197,7 +199,7 @@ class Learner:
         if self._paused() or not self._collected():
             return True
         training = self.training
-        training.train(training.intake.take())
+        training.train(training.intake.take(training.lineage))
         if training.publish_due:
             training.publish(self.evaluations)
         training.record()
@@ -219,7 +221,8 @@ class Learner:
         """True when a batch is complete. Raises DeadlineError where no usable group came for too long."""
         training, wanted = self.training, self.config.learner.groups_per_batch
         held = len(training.intake.held)
-        self.heartbeat.set_state(f"waiting for groups ({held} of {wanted})")
+        refused = self._patiently("hear of refused versions", self._refusals.hear)
+        self.heartbeat.set_state(f"waiting for groups ({held} of {wanted})" + (f"; {refused}" if refused else ""))
         if self._idle is None:
             self._idle = Deadline("groups", self.config.learner.idle_deadline_s)
         if training.collect():
@@ -275,11 +278,13 @@ class Learner:
         learner, training = self.config.learner, self.training
         members = self._patiently("see who is there", self.control.members)
         servers = [name for name, status in members.items() if status and status.get("kind") == "rollout"]
+        refused = "; ".join(f"{name} {text}" for name, _, text in refusals(members))
         dropped = ", ".join(f"{reason} {n}" for reason, n in sorted(training.ledger.dropped.items()))
         return (
             f"waited {learner.idle_deadline_s:g} s for groups ({len(training.intake.held)} of "
             f"{learner.groups_per_batch} are here, {now.leased} are asked for); living rollout servers: "
-            f"{', '.join(servers) or 'none, start one'}; dropped so far: {dropped or 'none'}"
+            f"{', '.join(servers) or 'none, start one'}; {refused + '; ' if refused else ''}"
+            f"dropped so far: {dropped or 'none'}"
         )
 
     # -- end ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from learner.batch import MicroBatch
+from learner.model_files import ModelFiles
 from shared.errors import ConfigError
 
 HEAD_ELEMENTS = 2**28  # logits that are held at once; more trained tokens go through the head in pieces
@@ -111,32 +112,19 @@ class PolicyModel:
         logprobs = self._head(self._hidden(ids)[:, :-1][real], tokens, neutral)[:, 0]
         return [piece.tolist() for piece in logprobs.split((lengths - 1).tolist())]
 
+    @cached_property
+    def files(self) -> ModelFiles:
+        """The model as files, in the published precision."""
+        return ModelFiles(self.module, self.dtype)
+
     def save(self, folder: Path) -> None:
-        """Writes what save_pretrained writes, in the published precision, tied weights once."""
-        state = {
-            name: tensor.detach().to(self.dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in self._persistent().items()
-        }
-        self.module.save_pretrained(folder, state_dict=state)
-        if self.module.dtype != self.dtype:
-            config = deepcopy(self.module.config)
-            config.dtype = self.dtype
-            config.save_pretrained(folder)
+        """Writes what save_pretrained writes, in the published precision, tied weights once. Raises OSError."""
+        self.files.save(folder)
 
     def published(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that `save` writes, by name, in the published precision, one at a time."""
-        for name, tensor in sorted(self._persistent().items()):
+        for name, tensor in sorted(self.files.tensors().items()):
             yield name, tensor.detach().to(self.dtype) if tensor.is_floating_point() else tensor.detach()
-
-    def _persistent(self) -> dict[str, Tensor]:
-        """The state dict without the second names of tied weights."""
-        seen: set[int] = set()
-        kept = {}
-        for name, tensor in self.module.state_dict().items():
-            if tensor.data_ptr() not in seen or not tensor.numel():
-                kept[name] = tensor
-            seen.add(tensor.data_ptr())
-        return kept
 
     def _hidden(self, input_ids: Tensor) -> Tensor:
         """Last hidden states, [b, L, hidden]."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import takewhile
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from learner.lineage import Lineage
 from learner.model import PolicyModel
+from learner.version_writer import VersionWriter, Written
+from shared.config.store import StoreConfig
 from shared.control import ControlState, Latest
 from shared.errors import StoreError
-from shared.manifest import MANIFEST, Probe
+from shared.manifest import Probe
+from shared.metrics import LearnerMetrics
 from shared.store import PolicyStore
 from shared.stream import GroupReader
 
@@ -46,6 +46,8 @@ class Publisher:
         epoch: int,
         policy: PolicyModel,
         longest_probe: int,
+        config: StoreConfig,
+        metrics: LearnerMetrics,
     ) -> None:
         self._store = store
         self._control = control
@@ -53,26 +55,38 @@ class Publisher:
         self._epoch = epoch
         self._policy = policy
         self._sequences = probe_sequences(policy.vocab_size, longest_probe)
+        self._writer = VersionWriter(policy.files, config, self._is_published)
+        self._metrics = metrics
 
     def write(self, version: int, parent: int, step: int) -> None:
         """Puts the weights into the store. Raises StoreError, FencedError (before anything is written)."""
         self._control.check_epoch(self._epoch)
         folder = self._store.begin(version)
         try:
-            self._save(folder, version)
+            written = self._save(folder, version, parent)
             probe = Probe(self._sequences, self._policy.sequence_logprobs(self._sequences))
-            self._store.commit(version, parent, step, probe, time.time())
+            self._store.commit(version, parent, step, probe, time.time(), written.known, written.base)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)  # it is ours; nobody else may write there
+            self._store.discard(version)
             raise
+        self._writer.published()
+        self._metrics.observe_publish(written.stored_bytes, written.base >= 0, written.encode_s)
 
-    def _save(self, folder: Path, version: int) -> None:
+    def _is_published(self, version: int) -> bool:
+        """False too where nobody can say: the next version is then stored whole."""
         try:
-            self._policy.save(folder)
-        except (OSError, SafetensorError) as error:
+            self._store.manifest(version)
+        except StoreError:
+            return False
+        return True
+
+    def _save(self, folder: Path, version: int, parent: int) -> Written:
+        try:
+            return self._writer.write(folder, version, parent)
+        except OSError as error:
             raise StoreError(f"cannot write version {version} to {folder}: {error}") from error
 
-    def announce(self, latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
+    def announce(self, latest: Latest, oldest_kept: int, applied: Sequence[int], copy: bool = False) -> None:
         """Makes a written version the latest and frees the credit of its groups. May be repeated.
 
         When the answer to an earlier try was lost, Redis has the version already, and only the credit (which
@@ -81,27 +95,22 @@ class Publisher:
         if self._control.latest() == latest:
             self._reader.release(applied)
         else:
-            self._control.announce(self._epoch, latest, oldest_kept, applied)
+            self._control.announce(self._epoch, latest, oldest_kept, applied, copy)
 
     def retain(self, kept: Iterable[int], latest: int) -> None:
         """Deletes versions that nobody needs, and what a torn publish left behind."""
         self._store.retain(kept, latest)
-        for folder in self._store.root.iterdir():
-            number = folder.name[1:]
-            if number.isdigit() and int(number) < latest and not (folder / MANIFEST).exists():
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def highest_version(store: PolicyStore, control: ControlState) -> int:
     """The highest version that anybody ever began to publish; -1 if none."""
     latest = control.latest()
-    known = [-1, *store.versions(), *control.parents(), latest.policy_version if latest else -1]
-    if store.root.is_dir():
-        known += [int(path.name[1:]) for path in store.root.iterdir() if path.name[1:].isdigit()]
-    return max(known)
+    return max([-1, *store.begun(), *control.parents(), latest.policy_version if latest else -1])
 
 
-def versions_to_keep(lineage: Lineage, lag: int, retain: int, restorable: Iterable[int]) -> set[int]:
+def versions_to_keep(
+    lineage: Lineage, lag: int, retain: int, restorable: Iterable[int], pending: Iterable[int] = ()
+) -> set[int]:
     """What retention must keep.
 
     Args:
@@ -109,10 +118,17 @@ def versions_to_keep(lineage: Lineage, lag: int, retain: int, restorable: Iterab
         lag: the largest lag that a server may be asked for.
         retain: versions kept beyond those.
         restorable: versions that a restore may go on from: the lag is then counted from there.
+        pending: versions that drew groups which wait to be trained on.
 
     """
-    kept = set(islice(lineage.ancestors(lineage.latest), lag + max(1, retain)))
-    if lag:
-        for version in restorable:
-            kept.update(islice(lineage.ancestors(version), lag))
+    kept = {version for version in pending if version in lineage}
+    kept.update(_newest(lineage, lineage.latest, lag + max(1, retain)))
+    for version in restorable if lag else ():
+        kept.update(_newest(lineage, version, lag + 1))
     return kept
+
+
+def _newest(lineage: Lineage, version: int, publishes: int) -> Iterable[int]:
+    """A version and its ancestors over so many publishes; a copy of its parent is none."""
+    bottom = lineage.depth(version) - publishes
+    return takewhile(lambda ancestor: lineage.depth(ancestor) > bottom, lineage.ancestors(version))

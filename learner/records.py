@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 
@@ -14,6 +15,7 @@ from learner.batch import Int64Array, StepBatch
 from learner.objective.core import Step
 from learner.objective.staleness import bucket_name, staleness_bucket
 from learner.objective.statistics import by_key
+from learner.staleness import StalenessParts, arm_of
 from learner.step import StepOutcome
 from shared.records import StepRecord
 
@@ -25,7 +27,7 @@ def step_record(
     step: int,
     policy_version: int,
     batch: StepBatch,
-    staleness: Int64Array,
+    parts: StalenessParts,
     outcome: StepOutcome,
     applied: Sequence[int],
     wait_s: float,
@@ -35,6 +37,7 @@ def step_record(
     lengths = np.array([t.length for t in trajectories])
     of_all = asdict(outcome.statistics.summary())
     own = outcome.own.drawn()
+    staleness = parts.total
     return StepRecord(
         step=step,
         policy_version=policy_version,
@@ -49,6 +52,13 @@ def step_record(
         truncated_share=sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
         staleness_mean=float(staleness.mean()),
         staleness_max=int(staleness.max()),
+        lag_mean=float(parts.lag.mean()),
+        lag_max=int(parts.lag.max()),
+        flight_mean=float(parts.flight.mean()),
+        flight_max=int(parts.flight.max()),
+        queue_mean=float(parts.queue.mean()),
+        queue_max=int(parts.queue.max()),
+        lags=dict(Counter(group.arm or str(group.lag) for group in batch.groups)),
         floor_max_nats=outcome.floor_max_nats,
         loss=outcome.loss,
         grad_norm=outcome.grad_norm,
@@ -58,7 +68,8 @@ def step_record(
         compute_s=outcome.seconds,
         publish_s=0.0,
         by_staleness=_by(own, outcome, staleness_bucket(torch.from_numpy(staleness)), bucket_name),
-        by_environment=_by(own, outcome, *_environments(own, batch)),
+        by_environment=_by(own, outcome, *_of_groups(own, [group.environment for group in batch.groups])),
+        by_arm=_arms(own, outcome, batch, staleness),
         shadows=[asdict(shadow) for shadow in outcome.shadows],
         **{name: of_all[name] for name in of_all.keys() & STEP_FIELDS},
     )
@@ -79,8 +90,27 @@ def _by(own: Step, outcome: StepOutcome, key_of: Tensor, name_of: Callable[[int]
     return {name: {key: of_part[key] for key in PART_FIELDS} for name, of_part in summaries.items()}
 
 
-def _environments(own: Step, batch: StepBatch) -> tuple[Tensor, Callable[[int], str]]:
-    """The number of each token's environment, and what it is called."""
-    names = sorted({group.environment for group in batch.groups})
-    number = torch.tensor([names.index(group.environment) for group in batch.groups], device=own.group_of.device)
+def _of_groups(own: Step, labels: Sequence[str]) -> tuple[Tensor, Callable[[int], str]]:
+    """The number of the label of each token's group, and what it is called."""
+    names = sorted(set(labels))
+    number = torch.tensor([names.index(label) for label in labels], device=own.group_of.device)
     return number[own.group_of][own.sequence_of], names.__getitem__
+
+
+def _arms(own: Step, outcome: StepOutcome, batch: StepBatch, staleness: Int64Array) -> dict[str, dict[str, float]]:
+    """Ratios, rewards, lengths and staleness of every arm."""
+    labels = [arm_of(group) for group in batch.groups]
+    key_of, name_of = _of_groups(own, labels)
+    found = _by(own, outcome, key_of, name_of)
+    where = key_of.cpu().numpy()
+    for key, name in enumerate(sorted(found)):
+        groups = [group for group, label in zip(batch.groups, labels, strict=True) if label == name]
+        trajectories = [t for group in groups for t in group.own]
+        found[name] |= {
+            "groups": len(groups),
+            "trajectories": len(trajectories),
+            "reward_mean": float(np.mean([t.reward for t in trajectories])),
+            "length_mean": float(np.mean([t.length for t in trajectories])),
+            "staleness_mean": float(staleness[where == key].mean()),
+        }
+    return found

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 NEWEST = "newest"
+REPLAY = "replay"  # as a holder of versions
 
 
 @dataclass(frozen=True)
@@ -248,9 +249,11 @@ def load_weights(folder: Path, wanted: str, dtype: Any, device: Any) -> tuple[st
     version = re.fullmatch(r"v?(\d+)", name)
     if version and int(version[1]) in store.versions():
         number = int(version[1])
-        return f"published version {number}", PolicyModel.load(
-            str(store.folder(number)), dtype, device, key="--checkpoint"
-        )
+        try:
+            held = store.hold(number, REPLAY)[1]  # rebuilt, where it is stored as a patch
+            return f"published version {number}", PolicyModel.load(str(held), dtype, device, key="--checkpoint")
+        finally:
+            store.forget(REPLAY)
     if Path(name).is_dir():
         return f"the model in {name}", PolicyModel.load(name, dtype, device, key="--checkpoint")
     versions = ", ".join(map(str, store.versions()[-5:])) or "none"

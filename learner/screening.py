@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from learner.lineage import Lineage
 from shared.codec import decode_group
 from shared.errors import DecodeError
+from shared.policies import Evict, Waiting, too_stale
 from shared.stream import Entry
 from shared.types import Group, SamplingSettings, Source, Trajectory, group_id_for
 
@@ -19,7 +20,6 @@ NEUTRAL = SamplingSettings()
 _NEUTRAL_NAMES = ("top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 WRONG_RUN = "wrong_run"
-TOO_STALE = "too_stale"
 FAILURE = "failure"
 
 
@@ -31,6 +31,7 @@ class Refused:
     detail: str
     dead_letter: bool  # keep a copy of the entry: something is wrong with it
     group: Group | None = None  # where it could be read
+    staleness: int | None = None  # versions, of its oldest token, where it is a group of this run
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Rules:
     max_staleness: int  # versions beyond the group's lag
     lineage: Lineage
     experts: bool = False  # the objective learns from an expert's tokens
+    evict: Evict = too_stale
 
 
 def foreign(entry: Entry, run_id: str) -> Refused | None:
@@ -61,7 +63,10 @@ def screen(entry: Entry, rules: Rules) -> Group | Refused:
         return Refused("undecodable", str(error), True)
     if (group.group_id, group.prompt_index) != (entry.group_id, entry.prompt_index):
         return Refused(WRONG_RUN, f"entry of {entry.group_id}, payload of {group.group_id}", True, group)
-    return _check(group, rules)
+    result = _check(group, rules)
+    if isinstance(result, Refused):
+        return replace(result, staleness=waiting(group, rules.lineage).staleness)
+    return result
 
 
 def _check(group: Group, rules: Rules) -> Group | Refused:
@@ -75,11 +80,24 @@ def _check(group: Group, rules: Rules) -> Group | Refused:
         return Refused("bad_tokens", "prompt_ids: empty, so the first token has no log-prob", True, group)
     if not any(t.loss_mask.any() for t in group.own):
         return Refused("no_trained_tokens", "no token that the policy drew has loss_mask", True, group)
-    staleness = max(rules.lineage.staleness(s.policy_version) for t in group.trajectories for s in t.versions)
-    if staleness > group.lag + rules.max_staleness:
-        allowed = f"lag {group.lag} + max_staleness {rules.max_staleness}"
-        return Refused(TOO_STALE, f"its oldest token is {staleness} versions old; allowed: {allowed}", False, group)
-    return group
+    return evicted(group, rules) or group
+
+
+def waiting(group: Group, lineage: Lineage) -> Waiting:
+    """What policies see of a group."""
+    versions = {s.policy_version for t in group.trajectories for s in t.versions}
+    return Waiting(max(map(lineage.staleness, versions), default=0), group.lag)
+
+
+def evicted(group: Group, rules: Rules) -> Refused | None:
+    """Why the policy drops a good group now, or None."""
+    seen = waiting(group, rules.lineage)
+    reason = rules.evict(seen, rules.max_staleness)
+    if not reason:
+        return None
+    allowed = f"lag {group.lag} + max_staleness {rules.max_staleness}"
+    detail = f"its oldest token is {seen.staleness} versions old; allowed: {allowed}"
+    return Refused(reason, detail, False, group, seen.staleness)
 
 
 def _problem(t: Trajectory, rules: Rules) -> tuple[str, str] | None:

@@ -76,10 +76,15 @@ def restore(
     policy: PolicyModel,
     optimizer: torch.optim.Optimizer,
 ) -> tuple[Begin, Checkpoint | None]:
-    """Loads the newest good checkpoint, if there is one, and finds the number of the version to publish."""
+    """Loads the newest good checkpoint, if there is one, and finds the number of the version to publish.
+
+    Versions that a power loss has torn are withdrawn here: their weights are not published anew, so no lag may lead
+    a server to them.
+    """
     checkpoint = checkpoints.newest()
     version = highest_version(store, control) + 1
     descent = _descent(store, control)
+    store.drop_torn(control.forget_versions)
     if checkpoint is None:
         if version == 0:
             return Begin(0, 0, Ledger(), Lineage(), -1), None

@@ -10,14 +10,14 @@ Between any two of them every group is either in a durable checkpoint's ledger o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, pairwise, takewhile
 from typing import Any
 
-import numpy as np
 import torch
 
 from learner.checkpoint import CheckpointStore, TrainingState, collect_tensors
@@ -34,14 +34,17 @@ from learner.publish import Publisher, versions_to_keep
 from learner.recorder import Recorder
 from learner.records import step_record
 from learner.screening import Rules
+from learner.staleness import parts_of_staleness
 from learner.startup import Begin, config_row
 from learner.step import take_step
 from shared.config import Config
+from shared.config.lag import from_wish
 from shared.control import LEARNER, ControlState, Latest
 from shared.errors import FencedError, TrainingError
 from shared.heartbeat import Heartbeat
 from shared.log import Logger, on_every_line
 from shared.metrics import LearnerMetrics
+from shared.policies import Allowance, Trust
 from shared.records import StepRecord
 from shared.stream import Backlog, GroupReader
 
@@ -77,6 +80,8 @@ class Training:
         self.batches = begin.batches
         self.ledger = begin.ledger
         self.lineage = begin.lineage
+        self.policy = parts.config.admission.policy
+        self._credit = parts.config.admission.max_staleness + 1  # versions that servers may be ahead
         self.intake = Intake(
             parts.reader,
             begin.ledger,
@@ -87,6 +92,8 @@ class Training:
             parts.config.learner.groups_per_batch,
             parts.config.group_bytes_bound,
             int(parts.config.admission.dead_letter_bytes),
+            self.policy.select,
+            parts.config.learner.groups_per_batch * parts.config.admission.batches_held,
         )
         self.losses = Losses(parts.files.lost, parts.metrics, parts.log)
         self.records: list[StepRecord] = []  # of the batch, not yet written down
@@ -110,6 +117,7 @@ class Training:
             max_staleness=config.admission.max_staleness,
             lineage=self.lineage,
             experts="expert" in self.parts.objectives.trained.needs,
+            evict=self.policy.evict,
         )
 
     def collect(self) -> bool:
@@ -190,14 +198,14 @@ class Training:
             drawn_by=drawn_by,
         )
         parts.recorder.keep(self.step, self.batches, minibatch, number, self.lineage, outcome)
-        staleness = batch.staleness(self.lineage.staleness)
+        staleness = parts_of_staleness(batch, [h.latest for h in minibatch.held], self.lineage)
         applied = [] if outcome.skipped or not last_pass else [h.group.prompt_index for h in minibatch.held]
         version = self.lineage.latest
         self.records.append(step_record(self.step, version, batch, staleness, outcome, applied, waited))
         if outcome.skipped:
             self._skip(minibatch, outcome.skipped)
             return
-        parts.metrics.staleness.observe(*np.unique(staleness, return_counts=True))
+        parts.metrics.count_staleness(staleness.total, asdict(staleness))
         self._skipped_in_a_row = 0
         self._steps_unpublished += 1
         for held in minibatch.held if last_pass else ():
@@ -208,7 +216,7 @@ class Training:
         minibatch.ended = True
         self.parts.log.error("step skipped", step=self.step, reason=reason)
         for held in minibatch.held:
-            self.intake.end_without_step(held, reason)
+            self.intake.end_without_step(held, reason, self.lineage)
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= self.parts.config.learner.max_nonfinite_steps:
             self.record()
@@ -249,9 +257,12 @@ class Training:
         parts.patience("publish", lambda: parts.publisher.write(version, parent, self.step))
         lag = parts.patience("read the lag of the servers", self._largest_lag)
         restorable = parts.checkpoints.versions()[-1:] if lag else ()
-        kept = versions_to_keep(self.lineage, lag, parts.config.learner.retain_versions, restorable)
-        latest, applied = Latest(version, parent, self.step), list(self.ledger.unannounced)
-        parts.patience("announce a version", lambda: parts.publisher.announce(latest, min(kept), applied))
+        kept = versions_to_keep(self.lineage, lag, parts.config.learner.retain_versions, restorable, self._pending)
+        allowance = self._admit()
+        latest = Latest(version, parent, self.step, self.lineage.depth(version), allowance.versions, allowance.in_order)
+        applied = list(self.ledger.unannounced)
+        copy = version in self.lineage.copies
+        parts.patience("announce a version", lambda: parts.publisher.announce(latest, min(kept), applied, copy))
         self._announced = latest, min(kept)
         self.ledger.announced()
         self._batches_unpublished = self._steps_unpublished = 0
@@ -260,9 +271,28 @@ class Training:
         parts.heartbeat.update(policy_version=version, step=self.step)
         on_every_line(policy_version=version)
 
+    def _admit(self) -> Allowance:
+        """What the policy allows, given the steps since the version before."""
+        most = self.parts.config.admission.max_staleness + 1
+        skipped = any(record.skipped for record in self.records)
+        ess = math.nan if skipped else min((record.token_ess for record in self.records), default=None)
+        allowance = self.policy.admit(Trust(most, self._credit, ess))
+        self._credit = max(1, min(most, allowance.versions))
+        self.parts.metrics.credit_versions.set(self._credit)
+        return Allowance(self._credit, allowance.in_order)
+
     def _largest_lag(self) -> int:
-        members = self.parts.control.members().values()
-        return max([self.parts.config.rollout.lag, *(int(m.get("lag") or 0) for m in members if m)])
+        """What any server may be asked for: by this configuration, by the operator, by a server's own configuration."""
+        control = self.parts.control
+        wish, members = from_wish(control.lag_wish().text), control.members().values()
+        asked = [wish.largest if wish else 0, *(int(m.get("lag") or 0) for m in members if m)]
+        return max(self.parts.config.rollout.largest_lag, *asked)
+
+    @property
+    def _pending(self) -> set[int]:
+        """The versions that drew the groups in hand."""
+        groups = (held.group for held in self.intake.held)
+        return {span.policy_version for g in groups for t in g.own for span in t.versions}
 
     def reopen(self) -> bool:
         """Opens the stream, and tells Redis again what it may have lost. Returns whether it had lost anything.
@@ -290,8 +320,8 @@ class Training:
             return False
         descent = pairwise(chain(self.lineage.ancestors(latest.policy_version), [-1]))
         parents = dict(takewhile(lambda pair: pair[0] >= oldest_kept, descent))
-        control.restore_parents(self.parts.epoch, parents)
-        control.announce(self.parts.epoch, latest, oldest_kept, [])
+        control.restore_parents(self.parts.epoch, parents, self.lineage.copies)
+        control.announce(self.parts.epoch, latest, oldest_kept, [], latest.policy_version in self.lineage.copies)
         return True
 
     # -- record ---------------------------------------------------------------------------------

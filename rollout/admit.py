@@ -6,24 +6,38 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from rollout.parts import Parts
 from shared.admission import Grant
 from shared.errors import OutOfMemoryError
+from shared.lag import Asked
 
 FIRST_POLL_S = 0.01  # after a refusal; doubled up to LONGEST_POLL_S
 LONGEST_POLL_S = 0.1
+_LONG = {
+    "no published version yet": "the first published version",
+    "weights are behind": "newer weights",
+    "weights are ahead": "the older weights of its lag",
+    "another lag is asked for": "the weights of another lag",
+}
 OVER = ("finished", "failed")  # phases in which nothing is given out any more
 
 
 class Admitter:
-    """Keeps up to rollout.groups_in_flight groups going. `generate` sees one prompt index through."""
+    """Keeps up to rollout.groups_in_flight groups going. `generate` sees one prompt index through, at its lag."""
 
-    def __init__(self, parts: Parts, served: Callable[[], int], generate: Callable[[int], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        served: Callable[[], int],
+        asked: Callable[[], Asked],
+        generate: Callable[[int, Asked], Awaitable[None]],
+    ) -> None:
         self._parts = parts
         self._served = served
+        self._asked = asked
         self._generate = generate
         self._capacity = parts.config.rollout.groups_in_flight
         self._groups: dict[int, asyncio.Task[None]] = {}
@@ -55,6 +69,13 @@ class Admitter:
                 while self._groups:
                     await asyncio.wait(self._groups.values())
             yield
+
+    async def idle(self, wait_s: float) -> None:
+        """Returns when no group is in flight, or after so long; admission goes on meanwhile."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while self._groups:
+                    await asyncio.wait(self._groups.values(), return_when=asyncio.FIRST_COMPLETED)
 
     async def stop(self, grace_s: float) -> None:
         """Gives the groups in flight some time, ends the rest, and returns every lease."""
@@ -94,25 +115,30 @@ class Admitter:
         """Asks for as many prompts as there is room for; why it did not get them all, '' if it did."""
         async with self._asking:
             try:
-                grant = await self._lease(self._capacity - len(self._groups))
+                grant, asked = await self._lease(self._capacity - len(self._groups))
             except OutOfMemoryError:
                 return "Redis memory"
             for index in grant.indices:
-                self._begin(index)
+                self._begin(index, asked)
         return grant.reason
 
-    async def _lease(self, want: int) -> Grant:
-        def ask() -> Grant:
+    async def _lease(self, want: int) -> tuple[Grant, Asked]:
+        """A grant, and the lag that it was given for."""
+
+        def ask() -> tuple[Grant, Asked]:
             with self._ledger:
+                asked = self._asked()
                 if self._closed:
-                    return Grant((), "stopping")
+                    return Grant((), "stopping"), asked
+                if (served := self._served()) < 0:
+                    return Grant((), "a version that proves itself"), asked
                 self._parts.writer.confirm()  # before a lease, so that no lease in use is taken for one of the past
                 if self._doubtful or time.monotonic() - self._compared_at > self._parts.config.admission.lease_s:
                     self._return_leases()
                 self._doubtful = True
-                grant = self._parts.admission.lease(want, self._served())
+                grant = self._parts.admission.lease(want, served, asked)
                 self._doubtful = False
-                return grant
+                return grant, asked
 
         return await self._parts.patience("ask for prompts", ask)
 
@@ -131,8 +157,8 @@ class Admitter:
         self._parts.admission.give_back(lost)
         self._compared_at = time.monotonic()
 
-    def _begin(self, index: int) -> None:
-        task = asyncio.ensure_future(self._generate(index))
+    def _begin(self, index: int, asked: Asked) -> None:
+        task = asyncio.ensure_future(self._generate(index, asked))
         self._groups[index] = task
         self._count()
         task.add_done_callback(lambda done: self._ended(index, done))
@@ -167,6 +193,4 @@ async def end(task: asyncio.Future[Any]) -> None:
 
 
 def _long(reason: str) -> str:
-    return {"no published version yet": "the first published version", "weights are behind": "newer weights"}.get(
-        reason, reason
-    )
+    return _LONG.get(reason, reason)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 
 from rollout.admit import OVER, Admitter
 from rollout.evaluation import Evaluator, servable
+from rollout.lag import Dial
+from rollout.moments import moment
 from rollout.parts import Parts
 from rollout.status import component_of
 from rollout.sync import Syncer, ancestor, lineage
 from shared.control import LEARNER, Phase
-from shared.errors import DeadlineError, EngineError, EnvironmentFailure, StoreError, UnprovenVersionError
+from shared.errors import DeadlineError, EngineError, EnvironmentFailure, StoreError
+from shared.lag import Moment
 
 POLL_S = 0.03
 LEARNER_POLL_S = 5.0
 CLAIM_POLL_S = 0.5  # after another server was faster
 MAX_EVALUATION_FAILURES = 3
+DRAIN_DEADLINE_S = 300.0  # for the groups that were begun at another lag
 
 
 @dataclass(frozen=True)
@@ -26,17 +31,21 @@ class View:
 
     phase: Phase
     latest: int  # -1 before the first published version
-    parents: dict[int, int]
+    parents: dict[int, int]  # each version and the one a publish before it
     evaluations: list[int]  # versions that wait for one
+    step: int = 0  # optimizer steps in the latest version
+    groups: int = 0  # that this server has appended
+    lag_wish: bytes = b""  # the operator's, as stored
 
 
 class Follower:
     """One loop, so that no version changes while an evaluation runs."""
 
-    def __init__(self, parts: Parts, syncer: Syncer) -> None:
+    def __init__(self, parts: Parts, syncer: Syncer, dial: Dial) -> None:
         self._parts = parts
         self._syncer = syncer
-        self._lag = parts.config.rollout.lag
+        self._dial = dial
+        self._served_lag = -1  # the lag that what is served was loaded for
         self._deadline_s = parts.config.evaluation.deadline_s
         self._failures: dict[int, int] = {}  # evaluation -> how often it failed here
         self._claim_again_at = 0.0
@@ -51,15 +60,15 @@ class Follower:
                 if view.phase in OVER:
                     return None
                 if view.latest >= 0:
-                    return ancestor(view.latest, self._lag, view.parents)
+                    return self._target(view)
                 await asyncio.sleep(POLL_S)
 
     async def run(self, admitter: Admitter, evaluator: Evaluator) -> str:
         """Follows until the run is over; returns the phase.
 
         Raises:
-            UnprovenVersionError, EngineError, StoreError: a version cannot be served.
-            DeadlineError: no learner has lived for learner.idle_deadline_s.
+            UnprovenVersionError, EngineError, StoreError: versions cannot be served.
+            DeadlineError: no learner has lived, or groups in flight have not ended, for learner.idle_deadline_s.
 
         """
         while True:
@@ -69,14 +78,41 @@ class Follower:
             if view.latest < 0:  # Redis has lost what it knew; the learner will say it again
                 await asyncio.sleep(POLL_S)
                 continue
-            target = ancestor(view.latest, self._lag, view.parents)
+            target = self._target(view)
             if await self._evaluate_one(view, target, admitter, evaluator):
                 continue
             if target != self._syncer.served or not self._syncer.gate.is_set():
-                await self._syncer.follow(target)
+                await self._move(target, admitter)
                 admitter.wake()
             else:
+                self._served_lag = self._dial.asked.lag
                 await asyncio.sleep(POLL_S)
+
+    def _target(self, view: View) -> int:
+        """The version to serve: the latest at the lag that is asked for now."""
+        asked = self._dial.turn(view.lag_wish, Moment(view.latest, view.step, view.groups))
+        line = lineage(view.latest, view.parents)
+        behind = line.index(self._syncer.served) if self._syncer.served in line else None
+        self._parts.status.lags(asked.lag, asked.arm, behind)
+        self._parts.metrics.lag_asked.set(asked.lag)
+        self._parts.metrics.lag_served.set(math.nan if behind is None else behind)
+        return ancestor(view.latest, asked.lag, view.parents)
+
+    async def _move(self, target: int, admitter: Admitter) -> None:
+        """Serves the target: in flight where it is the next version, between groups where another lag is asked for.
+
+        A group is drawn at the lag that it was leased for: an older version must not get in between.
+        """
+        same = self._served_lag in (-1, self._dial.asked.lag)
+        if same or not self._syncer.gate.is_set():  # behind a shut gate no group ends
+            await self._syncer.follow(target, moment(self._parts, admitter))
+            return
+        with self._parts.status.during("sync", f"finishing groups, to serve at lag {self._dial.asked.lag}"):
+            try:
+                async with admitter.drained(DRAIN_DEADLINE_S):
+                    await self._syncer.follow(self._target(await self.look()))
+            except TimeoutError:
+                self._parts.log.warning("groups in flight do not end: another lag has to wait", lag=self._served_lag)
 
     async def look(self) -> View:
         """The run's state now. Raises StreamError, and DeadlineError where the learner has been gone too long."""
@@ -86,7 +122,9 @@ class Follower:
             phase, latest = control.phase()[0], control.latest()
             if latest is None:
                 return View(phase, -1, {}, [])
-            return View(phase, latest.policy_version, control.parents(), control.pending_evaluations())
+            parents, wish = control.descent(), control.lag_wish().text
+            groups, jobs = self._parts.writer.counted(), control.pending_evaluations()
+            return View(phase, latest.policy_version, parents, jobs, latest.step, groups, wish)
 
         view = await self._parts.patience("say where the run stands", read)
         await self._check_learner()
@@ -125,8 +163,6 @@ class Follower:
         self._claimed = job
         try:
             await (self._detour(job, target, admitter, evaluator) if detour else self._answer(job, evaluator))
-        except UnprovenVersionError:
-            raise
         except (EnvironmentFailure, EngineError, StoreError, TimeoutError) as error:
             await self._give_up(job, error)
         self._claimed = None

@@ -42,7 +42,6 @@ class Parts:
         credit = Credit(
             versions=config.admission.max_staleness + 1,
             groups_per_version=config.learner.groups_per_publish,
-            lag=config.rollout.lag,
             max_bytes=int(config.admission.max_bytes),  # a plain int: the client refuses its subclasses
             group_bytes=config.group_bytes_bound,
             lease_s=config.admission.lease_s,

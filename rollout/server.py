@@ -1,7 +1,7 @@
 """The rollout server: admit, sync weights, generate a group, reward, append; over and over, many at once.
 
 Admitter    leases prompt indices --> Generator, one task for each group --> stream
-Follower    new versions --> Syncer: load, prove --> the gate, which every group passes before its append
+Follower    new versions --> Syncer: fetch, load, prove --> the gate, which every group passes before its append
             evaluations --> Evaluator
 Heartbeat, LeaseKeeper    threads: say that the server lives, renew its leases
 
@@ -18,6 +18,7 @@ from typing import Any
 
 from rollout.admit import Admitter, end
 from rollout.engines.base import Engine
+from rollout.engines.renewable import RenewableEngine
 from rollout.environments.base import Environment
 from rollout.environments.loader import load_environment
 from rollout.evaluation import Evaluator
@@ -25,6 +26,7 @@ from rollout.experts import check_experts
 from rollout.factory import build_engine
 from rollout.follow import Follower
 from rollout.generate import Generator
+from rollout.lag import Dial
 from rollout.membership import LeaseKeeper, take_name
 from rollout.parts import Parts
 from rollout.sampling import check_trainable
@@ -105,7 +107,8 @@ class RolloutServer:
         self._lease_keeper.start()
         engine, environment, sampling = await self._prepare()
         syncer = Syncer(parts, engine)
-        follower = self._follower = Follower(parts, syncer)
+        dial = Dial(parts)
+        follower = self._follower = Follower(parts, syncer, dial)
         while syncer.served < 0:
             version = await follower.first_version()
             if version is None:
@@ -115,10 +118,10 @@ class RolloutServer:
         player = Player(engine, environment, getattr(parts.config.rollout.engine, "max_model_len", DEFAULT_MODEL_LEN))
         evaluator = Evaluator(parts.config, player, environment, parts.server_id, sampling.stop_token_ids)
         generator = Generator(parts, engine, environment, player, syncer, sampling)
-        self._admitter = Admitter(parts, lambda: syncer.served, generator.run)
+        self._admitter = Admitter(parts, lambda: syncer.served, dial.fresh, generator.run)
         return await _first_of(follower.run(self._admitter, evaluator), self._admitter.run(), _until_dead(engine))
 
-    async def _prepare(self) -> tuple[Engine, Environment, SamplingSettings]:
+    async def _prepare(self) -> tuple[RenewableEngine, Environment, SamplingSettings]:
         """What takes seconds and needs no version yet."""
         parts, config = self._parts, self._parts.config
         with parts.status.during("start", "loading tokenizer and environment"):
@@ -127,9 +130,9 @@ class RolloutServer:
             self._environment = await asyncio.to_thread(load_environment, config, tokenizer)
             await check_experts(self._environment, config.rollout.experts)
         with parts.status.during("start", f"loading {config.rollout.engine.kind}"):
-            engine, device = await asyncio.to_thread(build_engine, config, parts.server_id)
+            first, device = await asyncio.to_thread(build_engine, config, parts.server_id)
             parts.status.on_device(device)
-        self._engine = engine
+        engine = self._engine = RenewableEngine(first, lambda: build_engine(config, parts.server_id)[0])
         return engine, self._environment, sampling
 
     async def _record(self, error: TrustbatchError) -> None:

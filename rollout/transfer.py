@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
-from rollout.engines.base import Engine
-from rollout.engines.transfer import Meeting, Receiving
+from rollout.engines.renewable import RenewableEngine
+from rollout.engines.transfer import Meeting
 from rollout.parts import Parts
 from shared.errors import StoreError, TransferError, WireOnlyError
 from shared.manifest import Manifest
-from shared.tensor_table import TensorRow, has_weights, read_table
+from shared.tensor_table import has_weights, read_table
 from shared.transfer import Answer, Call, Said
 
 POLL_S = 0.02
@@ -25,26 +23,16 @@ ASK_AGAIN_S = 0.2
 CALLED_S = 1.0  # the learner calls at once after it has announced; longer only where there is no other way
 
 
-@runtime_checkable
-class ReceivingEngine(Protocol):
-    """An engine that weights can be sent to."""
-
-    async def receive(
-        self, meeting: Meeting, table: Sequence[TensorRow], policy_version: int, receiving: Receiving
-    ) -> float:
-        """See rollout.engines.vllm."""
-        ...
-
-
 class Receiver:
     """What one server says and does about transfers."""
 
-    def __init__(self, parts: Parts, engine: Engine) -> None:
+    def __init__(self, parts: Parts, engine: RenewableEngine) -> None:
         config = parts.config
         self._config = config.store.transfer
         self._parts = parts
-        self._engine = engine if self._config.kind != "files" and isinstance(engine, ReceivingEngine) else None
+        self._engine = engine if self._config.kind != "files" and engine.receives else None
         self._followed = (0, 0)  # epoch and number of the call that was followed last, to whatever end
+        self._tried = -1  # the version of that call: the learner sends each once
         self._waiting_since: float | None = None
         self._patience_s = config.learner.idle_deadline_s
         if self._engine is not None:
@@ -61,7 +49,7 @@ class Receiver:
         """
         files = has_weights(manifest)
         call = None
-        if self._engine is not None and serving:
+        if self._engine is not None and serving and manifest.policy_version != self._tried:
             with self._parts.status.during("sync", f"waiting for version {manifest.policy_version} over the wire"):
                 call = await self._called(manifest.policy_version, CALLED_S if files else self._config.ready_s)
         if call is None and not files:
@@ -81,7 +69,10 @@ class Receiver:
                 return None
             if call.stage == "go":
                 self._followed = call.epoch, call.number
-                return call if self._parts.server_id in call.ranks else None
+                if self._parts.server_id not in call.ranks:
+                    return None
+                self._tried = version
+                return call
             if self._parts.server_id not in call.invited:
                 return None
             if call.number != invited:
@@ -102,6 +93,7 @@ class Receiver:
         assert self._engine is not None
         meeting = Meeting(
             kind=self._config.kind,
+            epoch=call.epoch,
             group=call.group,
             host=call.host,
             port=call.port,

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from services.commands import configuration, inspection, letters, processes
+from services.commands import configuration, inspection, lag, letters, processes, store
 
 HELP = """Asynchronous off-policy RL post-training for language models.
 
@@ -40,7 +40,9 @@ app.command()(inspection.report)
 app.command()(inspection.record)
 app.command()(inspection.replay)
 app.add_typer(configuration.config_app, name="config")
+app.add_typer(lag.lag_app, name="lag")
 app.add_typer(letters.letters_app, name="dead-letters")
+app.add_typer(store.store_app, name="store")
 
 
 def main() -> NoReturn:

@@ -12,6 +12,7 @@ from typing import Any
 
 from services.facts import RedisFacts, keep, kept
 from services.history import History, Row, applied_counts, read_history
+from services.survivorship import survivorship
 from shared.errors import StoreError
 
 SUMMARY = "summary.json"
@@ -116,10 +117,12 @@ def summarize(run_id: str, history: History, facts: RedisFacts | None) -> dict[s
         "groups_unaccounted": delivered.unaccounted,
         "groups_waiting": delivered.waiting,
         "groups_dropped": _dropped(history),
+        "survivorship": survivorship(history),
         "token_ess_min": _least(row["token_ess"] for row in rows),
         "sequence_ess_min": _least(row["sequence_ess"] for row in rows),
-        "staleness_mean": sum(row["staleness_mean"] * row["tokens"] for row in rows) / tokens if tokens else None,
+        "staleness_mean": _per_token(rows, "staleness_mean"),
         "staleness_max": max((row["staleness_max"] for row in rows), default=None),
+        **{f"staleness_{part}_mean": _per_token(rows, f"{part}_mean") for part in ("lag", "flight", "queue")},
         "numerics_floor_max_nats": _most(
             [facts.proof_max_nats if facts else None, *(r.get("floor_max_nats") for r in rows)]
         ),
@@ -186,6 +189,13 @@ def _evaluations(history: History, facts: RedisFacts | None) -> list[Row]:
 def _dropped(history: History) -> dict[str, int]:
     applied = applied_counts(history.rows)
     return dict(Counter(row["reason"] for row in history.dropped if row["prompt_index"] not in applied))
+
+
+def _per_token(rows: Iterable[Row], name: str) -> float | None:
+    """The mean over trained tokens of a step's mean; None where no step has it."""
+    known = [(row[name], row["tokens"]) for row in rows if row.get(name) is not None]
+    tokens = sum(n for _, n in known)
+    return sum(value * n for value, n in known) / tokens if tokens else None
 
 
 def _reason(facts: RedisFacts | None) -> str:

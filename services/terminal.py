@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.progress import Progress, duration, sparkline
+from services.survivorship import told
 from services.verdict import Verdict
 
 LINE_EVERY_S = 5.0
@@ -154,6 +155,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
     for name, keys in _SUMMARY.items():
         between = " / " if "/" in name else " → "
         table.add_row(name, between.join(_shown(summary.get(key)) for key in keys))
+    if line := told(summary.get("survivorship", {})):
+        table.add_row("dropped against trained", line)
     table.add_row("wall time", duration(summary["wall_seconds"]))
     return table
 
@@ -166,6 +169,7 @@ _SUMMARY: dict[str, tuple[str, ...]] = {
     "token ESS, smallest": ("token_ess_min",),
     "sequence ESS, smallest": ("sequence_ess_min",),
     "staleness, mean / max (versions)": ("staleness_mean", "staleness_max"),
+    "of it lag / flight / queue": ("staleness_lag_mean", "staleness_flight_mean", "staleness_queue_mean"),
     "numerics floor (nats)": ("numerics_floor_max_nats",),
     "groups applied": ("groups_applied",),
     "groups lost": ("groups_lost",),

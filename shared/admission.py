@@ -5,9 +5,11 @@
       |            `--> give_back: a failed or stopped server returns the index; it is given out again first
       `--> runs out when the server's heartbeats stop: likewise
 
-Staleness credit counts leases and unapplied groups, and what a server is behind the version that it is to serve;
-byte credit counts the stream's bytes plus a bound for every lease. Both are looked at in one atomic step, so any
-number of servers can ask at once.
+Staleness credit counts leases and unapplied groups, and what a server is behind the version that it is to serve, or the
+longest lease is behind the latest; a server that is ahead gets nothing. Byte credit counts the stream's bytes plus a
+bound for every lease. Both are looked at in one atomic step, so any number of servers can ask at once. The learner can
+lower the staleness credit, and count the longest lease or not, with every version that it announces (`admission.admit`,
+shared/policies.py).
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from dataclasses import dataclass
 
 from shared import scripts, untrusted
 from shared.keys import Keys
+from shared.lag import Asked
 from shared.redis_client import Client, Script, translated
+
+LATEST = Asked()  # lag 0, whatever the operator wants
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,6 @@ class Credit:
 
     versions: int  # max_staleness + 1: a group asked for now is applied before so many more are published
     groups_per_version: int  # applied between two published versions
-    lag: int  # versions behind the latest that the server is to serve
     max_bytes: int  # in the stream
     group_bytes: int  # the most that one group can take
     lease_s: float
@@ -51,16 +55,31 @@ class Admission:
         self._lease_ms = int(credit.lease_s * 1000)
         k = keys
         counted = [k.cursor, k.leases, k.owners, k.returned, k.unapplied, k.bytes]
-        self._lease = Script(client, scripts.LEASE, [*counted, k.latest, k.clock, k.desired, k.phase, k.parents])
+        self._lease = Script(
+            client, scripts.LEASE, [*counted, k.latest, k.clock, k.desired, k.phase, k.parents, k.drawing]
+        )
         self._renew = Script(client, scripts.RENEW, [k.owners, k.leases, k.clock])
         self._give_back = Script(client, scripts.GIVE_BACK, [k.leases, k.owners, k.returned, k.attempts])
 
-    def lease(self, want: int, served_version: int) -> Grant:
-        """Asks for up to `want` prompt indices. Raises StreamError, OutOfMemoryError."""
+    def lease(self, want: int, served_version: int, asked: Asked = LATEST) -> Grant:
+        """Asks for up to `want` prompt indices.
+
+        Args:
+            want: as many as there is room for.
+            served_version: what the server draws with.
+            asked: the lag that it follows. Nothing is given while it serves a newer version than that, or while the
+                operator wants another lag by now: a group's lag is the one that counted when its lease was taken.
+
+        Raises:
+            StreamError, OutOfMemoryError.
+
+        """
         c = self._credit
         staleness = [c.versions, c.groups_per_version]
-        arguments = [want, *staleness, c.max_bytes, c.group_bytes, self._lease_ms, served_version, c.lag]
-        reason, *indices = self._lease(self._server_id, *arguments)
+        wish = b"" if asked.wish is None else b"+" + asked.wish
+        resolved = (asked.lag, wish, "" if asked.version is None else asked.version)
+        limits = (want, *staleness, c.max_bytes, c.group_bytes, self._lease_ms)
+        reason, *indices = self._lease(self._server_id, *limits, served_version, *resolved)
         return Grant(tuple(int(index) for index in indices), reason.decode())
 
     def renew(self) -> int:

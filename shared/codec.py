@@ -21,9 +21,10 @@ import numpy.typing as npt
 
 from shared.errors import DecodeError, SchemaVersionError, SizeLimitError
 from shared.frames import check_frame
+from shared.lag import CONTROL, Arm
 from shared.types import FinishReason, Group, SamplingSettings, Source, Trajectory, VersionSpan
 
-SCHEMA = (1, 0)
+SCHEMA = (1, 1)  # 1.1 adds arm
 
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
@@ -56,6 +57,7 @@ def encode_group(group: Group) -> bytes:
                 "trajectories": [_pack_trajectory(t) for t in group.trajectories],
                 "server_id": group.server_id,
                 "lag": group.lag,
+                "arm": group.arm,
                 "started_at": group.started_at,
                 "completed_at": group.completed_at,
                 "trace_id": group.trace_id,
@@ -101,7 +103,13 @@ def decode_group(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Group:
         completed_at=frame.number("completed_at"),
         trace_id=frame.text("trace_id"),
         extensions=frame.mapping("extensions", bytes),
+        arm=_arm(frame),
     )
+
+
+def _arm(frame: _Fields) -> Arm:
+    """'' where the writer knows of no arms, or of one that this reader does not know."""
+    return CONTROL if frame.text("arm", "") == CONTROL else ""
 
 
 def _pack_trajectory(t: Trajectory) -> dict[str, Any]:
@@ -220,7 +228,9 @@ class _Fields:
             raise self.error(name, f"expected {kind.__name__}, found {type(value).__name__}")
         return value
 
-    def text(self, name: str) -> str:
+    def text(self, name: str, default: str | None = None) -> str:
+        if default is not None and name not in self._item:
+            return default
         value: str = self.take(name, str)
         if len(value) > self._max_text:
             raise SizeLimitError(self.path + name, f"{len(value):,} characters; at most {self._max_text} are read")

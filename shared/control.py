@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from shared import scripts, untrusted
-from shared.errors import DataLossError, FencedError
+from shared.errors import DataLossError, FencedError, StreamError
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
 
 HISTORY_ROWS = 5_000  # about 2 KB each; the run folder has them all
 EVENT_ROWS = 5_000
 LEARNER = "learner"
+COPY = "="  # behind a parent: the version has that one's weights
 
 Phase = Literal["starting", "running", "paused", "finished", "failed", "stopped"]
 
@@ -31,6 +32,18 @@ class Latest:
     policy_version: int
     parent: int  # -1 for the starting model
     step: int
+    depth: int = 0  # publishes between the starting model and it
+    credit: int = 0  # versions of staleness credit that servers have now; 0: all that max_staleness allows
+    in_order: bool = False  # the longest lease uses credit up, so that no other group overtakes it by too much
+
+
+@dataclass(frozen=True)
+class LagWish:
+    """The lag setting that an operator wants; none: the configuration's."""
+
+    text: bytes = b""  # as `shared.config.lag.to_wish` writes it; empty: none
+    by: str = ""
+    at: float | None = None  # unix seconds
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,7 @@ class ControlState:
         self._restore_parents = Script(client, scripts.RESTORE_PARENTS, [keys.epoch, keys.parents])
         self._set_phase = Script(client, scripts.SET_PHASE, [keys.epoch, keys.phase])
         self._add_history = Script(client, scripts.ADD_HISTORY, [keys.epoch, keys.history])
+        self._wish_lag = Script(client, scripts.WISH_LAG, [keys.desired])
         self._claim = Script(client, scripts.CLAIM_EVALUATION, [keys.evaluation_jobs])
         self._release = Script(client, scripts.RELEASE_EVALUATION, [keys.evaluation_jobs])
 
@@ -106,12 +120,17 @@ class ControlState:
         if current < epoch:
             raise DataLossError(f"Redis has lost data of this run: its learner epoch was {epoch} and is {current}")
 
-    def announce(self, epoch: int, latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
+    def announce(
+        self, epoch: int, latest: Latest, oldest_kept: int, applied: Sequence[int], copy: bool = False
+    ) -> None:
         """Makes a version the latest and, in the same step, frees the credit of the groups it was made of.
 
+        `copy`: it has its parent's weights (a restore), so a lag does not count it.
         Raises FencedError; StreamError where the version is not above the latest.
         """
-        self._announce(epoch, latest.policy_version, latest.parent, latest.step, oldest_kept, *applied)
+        numbers = (latest.policy_version, latest.parent, latest.step, oldest_kept)
+        said = (latest.depth, latest.credit, int(latest.in_order))
+        self._announce(epoch, *numbers, COPY * copy, *said, *applied)
 
     def latest(self) -> Latest | None:
         """The newest published version, or None before the first."""
@@ -119,16 +138,36 @@ class ControlState:
             fields = self._client.hgetall(self._keys.latest)
         if not fields:
             return None
-        return Latest(*(int(fields[name]) for name in (b"policy_version", b"parent", b"step")))
+        depth, credit = (int(fields.get(name, 0)) for name in (b"depth", b"credit"))
+        version, parent, step = (int(fields[name]) for name in (b"policy_version", b"parent", b"step"))
+        return Latest(version, parent, step, depth, credit, fields.get(b"in_order") == b"1")
 
     def parents(self) -> dict[int, int]:
         """policy_version -> parent, of every version that is kept."""
         with translated():
-            return {int(k): int(v) for k, v in self._client.hgetall(self._keys.parents).items()}
+            found = self._client.hgetall(self._keys.parents).items()
+        return {int(version): int(parent.removesuffix(COPY.encode())) for version, parent in found}
 
-    def restore_parents(self, epoch: int, parents: Mapping[int, int]) -> None:
-        """Tells again which versions descend from which. Raises FencedError."""
-        self._restore_parents(epoch, *(number for pair in parents.items() for number in pair))
+    def descent(self) -> dict[int, int]:
+        """policy_version -> the version one publish before it: of a restore's copy, that of what it is a copy of."""
+        with translated():
+            stored = self._client.hgetall(self._keys.parents)
+        line: dict[int, int] = {}
+        for version, parent in sorted((int(version), parent) for version, parent in stored.items()):
+            copied = int(parent.removesuffix(COPY.encode()))
+            line[version] = line.get(copied, -1) if parent.endswith(COPY.encode()) else copied
+        return line
+
+    def restore_parents(self, epoch: int, parents: Mapping[int, int], copies: Collection[int] = ()) -> None:
+        """Tells again which versions descend from which, and which are copies of theirs. Raises FencedError."""
+        told = ((version, f"{parent}{COPY * (version in copies)}") for version, parent in parents.items())
+        self._restore_parents(epoch, *(text for pair in told for text in pair))
+
+    def forget_versions(self, versions: Sequence[int]) -> None:
+        """Nobody is to serve these any more: lag ends at the version after the newest of them."""
+        if versions:
+            with translated():
+                self._client.hdel(self._keys.parents, *map(str, versions))
 
     def set_phase(self, phase: Phase, reason: str = "", epoch: int = 0) -> None:
         """Where the run stands; works at maxmemory. finished and failed end admission.
@@ -189,6 +228,35 @@ class ControlState:
         with translated():
             value = self._client.hget(self._keys.desired, "record_bytes")
         return int(value) if value is not None and value.isdigit() else None
+
+    def wish_lag(self, text: bytes, by: str, instead_of: bytes | None = None) -> bool:
+        """Asks rollout servers for this lag setting (empty: the configuration's), from their next group on.
+
+        Args:
+            text: of `shared.config.lag.to_wish`.
+            by: who wants it.
+            instead_of: the wish that this one was made from; None: whatever there is.
+
+        Returns:
+            False where it was wanted already.
+
+        Raises:
+            StreamError: Redis does not answer, or another wish came in between.
+
+        """
+        given = [text, by, time.time()]
+        found = int(self._wish_lag(*given, *([instead_of] if instead_of is not None else [])))
+        if found < 0:
+            raise StreamError("somebody else has just changed the lag; look at it, and try again")
+        return bool(found)
+
+    def lag_wish(self) -> LagWish:
+        """What the operator wants; `text` as it is stored, whatever that is."""
+        with translated():
+            text, by, at = self._client.hmget(self._keys.desired, "lag", "lag_by", "lag_at")
+        if not text:
+            return LagWish()
+        return LagWish(text, (by or b"").decode(errors="replace")[: untrusted.MAX_TEXT], untrusted.seconds(at))
 
     # -- evaluation -----------------------------------------------------------------------------
     def request_evaluation(self, policy_version: int) -> None:

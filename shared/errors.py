@@ -22,6 +22,8 @@ TrustbatchError
 `-- TrainingError          the learner cannot go on (non-finite steps in a row, ...)
 """
 
+import math
+
 
 class TrustbatchError(Exception):
     """Base of everything that trustbatch raises on purpose."""
@@ -91,7 +93,12 @@ class EngineError(TrustbatchError):
 
 
 class UnprovenVersionError(EngineError):
-    """A policy version was loaded, but its probe does not answer as the learner's did."""
+    """A policy version was loaded, but its probe does not answer as the learner's did, or a tensor is not its own."""
+
+    def __init__(self, message: str, nats: float = math.nan) -> None:
+        """`nats`: by how much a log-prob of the probe is off; NaN where it could not be measured."""
+        self.nats = nats
+        super().__init__(message)
 
 
 class TransferError(EngineError):

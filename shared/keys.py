@@ -57,6 +57,14 @@ class Keys:
         return self._key("leases")
 
     @property
+    def drawing(self) -> str:
+        """Sorted set: prompt index -> depth in the lineage of the version that it is leased for, less the server's lag.
+
+        An index whose lease has ended stays until LEASE comes across it.
+        """
+        return self._key("drawing")
+
+    @property
     def owners(self) -> str:
         """Hash: prompt index -> server_id that holds its lease."""
         return self._key("owners")
@@ -104,12 +112,12 @@ class Keys:
 
     @property
     def parents(self) -> str:
-        """Hash: policy_version -> parent version, of every version that may still be served."""
+        """Hash: policy_version -> parent version (`=` behind it: a copy of it), of every version that may be served."""
         return self._key("parents")
 
     @property
     def desired(self) -> str:
-        """Hash: what the operator wants (paused, ...)."""
+        """Hash: what the operator wants (paused, record_bytes, lag with lag_by and lag_at)."""
         return self._key("desired")
 
     @property

@@ -1,6 +1,6 @@
-"""A manifest: what a version or a checkpoint consists of, sealed with its own checksum.
+"""A manifest: what a version or a checkpoint consists of, sealed with its own SHA-256.
 
-Whoever can write to the store's disk could have written any of this, so every field is looked at before it is used.
+Whoever can write to the store could have written any of this, so every field is looked at before it is used.
 """
 
 from __future__ import annotations
@@ -12,21 +12,41 @@ import os
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from shared.checksums import is_checksum
 from shared.errors import StoreError
 
-FORMAT = 1
+FORMAT = 2
+KNOWN_FORMATS = (1, 2)  # 1 had SHA-256 only, and no patches
 MANIFEST = "manifest.json"
+MAX_FILES = 4096
+MAX_FILE_BYTES = 2**44
+MAX_CHAIN = 256  # patches between a version and the whole one that it comes from
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class StoredPatch:
+    """The file that is stored in another one's place: what changed since the same file of the base version."""
+
+    name: str
+    size: int  # bytes, of the patch
+    checksum: str  # of the patch
+
+
+@dataclass(frozen=True)
 class StoredFile:
-    """One file of a version."""
+    """One file of a version, as whoever holds the version gets it."""
 
     name: str
     size: int  # bytes
-    sha256: str
+    checksum: str  # algorithm:hex
+    patch: StoredPatch | None = None  # None: stored whole
+
+    @property
+    def stored(self) -> StoredFile | StoredPatch:
+        """What lies in the store for it."""
+        return self.patch or self
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,13 @@ class Manifest:
     created_at: float  # unix seconds
     files: list[StoredFile]
     probe: Probe
+    base: int = -1  # the version that its patches are against; -1: every file is stored whole
+    depth: int = 0  # patches between it and a whole version
+
+    @property
+    def stored_bytes(self) -> int:
+        """What its files take in the store."""
+        return sum(file.stored.size for file in self.files)
 
 
 def seal(data: dict[str, Any]) -> bytes:
@@ -62,7 +89,7 @@ def unseal(raw: bytes, where: str) -> dict[str, Any]:
         body, digest, version = outer["body"], outer["sha256"], outer["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"{where} is torn or not a manifest: {type(error).__name__}") from None
-    if version != FORMAT:
+    if version not in KNOWN_FORMATS:
         raise StoreError(f"{where} has format {str(version)[:20]}, this reader knows {FORMAT}: upgrade the older side")
     try:
         if hashlib.sha256(body.encode()).hexdigest() != digest:
@@ -76,16 +103,28 @@ def unseal(raw: bytes, where: str) -> dict[str, Any]:
 
 
 def stored_files(items: Any) -> list[StoredFile]:
-    """The files that a manifest lists. Raises ValueError for anything that is not a file of its own folder."""
-    files = [StoredFile(**item) for item in _typed(items, list)]
-    for file in files:
-        if not is_plain(_typed(file.name, str)) or file.name == MANIFEST:
-            raise ValueError(f"it names a file outside its own folder: {file.name[:80]!r}")
-        if _typed(file.size, int) < 0 or len(_typed(file.sha256, str)) != 64:
-            raise ValueError(f"size or checksum of {file.name!r} cannot be one")
-    if len({file.name for file in files}) != len(files):
+    """The files that a manifest lists. Raises ValueError or TypeError for anything that is not a file of its folder."""
+    files = [_stored_file(_typed(item, dict)) for item in _typed(items, list)]
+    names = [name for file in files for name in {file.name, file.stored.name}]
+    if len(set(names)) != len(names):
         raise ValueError("it names a file twice")
+    if len(files) > MAX_FILES:
+        raise ValueError(f"it names {len(files):,} files; {MAX_FILES:,} are allowed")
     return files
+
+
+def _stored_file(item: dict[str, Any]) -> StoredFile:
+    item = dict(item)
+    if "checksum" not in item:  # as format 1 has it
+        item["checksum"] = f"sha256:{_typed(item.pop('sha256'), str)}"
+    patch = item.pop("patch", None)
+    file = StoredFile(**item, patch=None if patch is None else StoredPatch(**_typed(patch, dict)))
+    for part in (file, file.stored):
+        if not is_plain(_typed(part.name, str)) or part.name == MANIFEST:
+            raise ValueError(f"it names a file outside its own folder: {part.name[:80]!r}")
+        if not 0 <= _typed(part.size, int) <= MAX_FILE_BYTES or not is_checksum(_typed(part.checksum, str)):
+            raise ValueError(f"size or checksum of {part.name!r} cannot be one")
+    return file
 
 
 def parse(data: dict[str, Any], where: str) -> Manifest:
@@ -93,11 +132,12 @@ def parse(data: dict[str, Any], where: str) -> Manifest:
     try:
         probe = Probe(**_typed(data.pop("probe"), dict))
         manifest = Manifest(files=stored_files(data.pop("files")), probe=probe, **data)
-        for value in (manifest.policy_version, manifest.parent, manifest.step):
+        for value in (manifest.policy_version, manifest.parent, manifest.step, manifest.base):
             if not -1 <= _typed(value, int) < 2**62:
                 raise ValueError(f"{str(value)[:20]} is no version and no step")
         if not math.isfinite(_number(manifest.created_at)):
             raise ValueError("created_at is not finite")
+        _check_base(manifest)
         lengths = [len(_typed(ids, list)) for ids in _typed(probe.sequences, list)]
         if [len(_typed(row, list)) for row in _typed(probe.logprobs, list)] != [n - 1 for n in lengths]:
             raise ValueError("the probe does not have a log-prob for every token after the first")
@@ -108,6 +148,15 @@ def parse(data: dict[str, Any], where: str) -> Manifest:
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{where} is not a manifest of this format: {str(error)[:200]}") from None
     return manifest
+
+
+def _check_base(manifest: Manifest) -> None:
+    """A chain goes to lower versions only, so it ends."""
+    patched = any(file.patch for file in manifest.files)
+    if not 0 <= _typed(manifest.depth, int) <= MAX_CHAIN or patched != (manifest.depth > 0):
+        raise ValueError(f"{str(manifest.depth)[:20]} patches in a row cannot be")
+    if patched != (manifest.base >= 0) or (patched and manifest.base >= manifest.policy_version):
+        raise ValueError(f"it cannot be a patch of version {manifest.base}")
 
 
 def _typed(value: Any, kind: type[T]) -> T:

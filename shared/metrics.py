@@ -6,44 +6,26 @@ function that sets it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import fields
 from threading import Thread
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.core import HistogramMetricFamily
 
-from shared.records import StepRecord
+from shared.histogram import VERSIONS, VersionsHistogram
+from shared.records import Dropped, StepRecord
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_VERSIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+_PAUSES = tuple(step * 10**power for power in range(-3, 1) for step in (1, 1.5, 2, 3, 4, 6, 8))  # 1 ms .. 8 s
+_TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536)
+_REWARDS = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1, 2, 10)
 
-
-class StalenessHistogram:
-    """Staleness of every trained token; a step's millions of them are counted by value, not one by one."""
-
-    def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
-
-    def observe(self, values: Iterable[int], counts: Iterable[int]) -> None:
-        """Adds so many tokens of each staleness, versions."""
-        counted = dict(self._counts)
-        for value, count in zip(values, counts, strict=True):
-            counted[int(value)] = counted.get(int(value), 0) + int(count)
-        self._counts = counted  # replaced whole: a scrape reads in another thread
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        """What prometheus_client asks for at every scrape."""
-        counts = self._counts
-        upto = [(f"{float(bound)}", sum(n for value, n in counts.items() if value <= bound)) for bound in _VERSIONS]
-        yield HistogramMetricFamily(
-            "trustbatch_staleness_versions",
-            "Versions between drawing a token and training on it, per trained token.",
-            buckets=[*upto, ("+Inf", sum(counts.values()))],
-            sum_value=sum(value * n for value, n in counts.items()),
-        )
+IntArray = npt.NDArray[np.int64]
 
 
 class LearnerMetrics:
@@ -63,13 +45,52 @@ class LearnerMetrics:
             name: Gauge(f"trustbatch_shadow_{name}", f"{text} Of a shadow objective.", ["objective"], registry=r)
             for name, text in _SHADOW_GAUGES.items()
         }
-        self.staleness = StalenessHistogram()
+        self.arm_gauges = {
+            name: Gauge(f"trustbatch_arm_{name}", f"{text} Of each arm, by the lag asked for.", ["arm"], registry=r)
+            for name, text in _ARM_GAUGES.items()
+        }
+        self.arm_groups = Counter("trustbatch_arm_groups", "Groups trained on, by arm.", ["arm"], registry=r)
+        self.staleness = VersionsHistogram(
+            "trustbatch_staleness_versions", "Versions between drawing a token and training on it, per trained token."
+        )
+        self.staleness_parts = VersionsHistogram(
+            "trustbatch_staleness_part_versions",
+            "The parts of it: lag (asked for), flight (until the group was appended), queue (until it was trained on).",
+            "part",
+        )
         r.register(self.staleness)
+        r.register(self.staleness_parts)
         self.groups_applied = Counter(
             "trustbatch_groups_applied", "Groups that ended in an optimizer step.", registry=r
         )
         self.groups_dropped = Counter(
             "trustbatch_groups_dropped", "Groups that ended without being trained on.", ["reason"], registry=r
+        )
+        self.dropped_staleness = Histogram(
+            "trustbatch_dropped_staleness_versions",
+            "Versions that the oldest token of a dropped group was behind, by reason.",
+            ["reason"],
+            buckets=VERSIONS,
+            registry=r,
+        )
+        self.dropped_length = Histogram(
+            "trustbatch_dropped_completion_tokens",
+            "Mean completion length of a dropped group, tokens, by reason.",
+            ["reason"],
+            buckets=_TOKENS,
+            registry=r,
+        )
+        self.dropped_reward = Histogram(
+            "trustbatch_dropped_reward",
+            "Mean reward of a dropped group, by reason.",
+            ["reason"],
+            buckets=_REWARDS,
+            registry=r,
+        )
+        self.credit_versions = Gauge(
+            "trustbatch_staleness_credit_versions",
+            "Versions that rollout servers may be ahead of training.",
+            registry=r,
         )
         self.groups_lost = Counter(
             "trustbatch_groups_lost", "Acknowledged groups that Redis lost, by how.", ["cause"], registry=r
@@ -81,6 +102,15 @@ class LearnerMetrics:
         )
         self.publish_seconds = Histogram(
             "trustbatch_publish_seconds", "Writing and announcing a version.", buckets=_SECONDS, registry=r
+        )
+        self.encode_seconds = Histogram(
+            "trustbatch_patch_encode_seconds",
+            "Making a patch, whether it was small enough or not.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.published_bytes = Counter(
+            "trustbatch_published_bytes", "Weights put into the store, by how: whole or patch.", ["kind"], registry=r
         )
         self.transfers = Counter(
             "trustbatch_transfers", "Servers that a version was sent to over the wire.", ["outcome"], registry=r
@@ -96,6 +126,30 @@ class LearnerMetrics:
         self.backlog_groups = Gauge("trustbatch_backlog_groups", "Groups in the stream not yet applied.", registry=r)
         self.backlog_bytes = Gauge("trustbatch_backlog_bytes", "Payload bytes in the stream.", registry=r)
 
+    def observe_publish(self, stored_bytes: int, is_patch: bool, encode_s: float | None) -> None:
+        """Adds what a published version put into the store; seconds None: no patch was tried."""
+        self.published_bytes.labels("patch" if is_patch else "whole").inc(stored_bytes)
+        if encode_s is not None:
+            self.encode_seconds.observe(encode_s)
+
+    def count_staleness(self, total: IntArray, parts: Mapping[str, IntArray]) -> None:
+        """Counts the staleness of a step's tokens, [n] versions, and its parts by name, [n] each."""
+        self.staleness.observe(*np.unique(total, return_counts=True))
+        for name, values in parts.items():
+            self.staleness_parts.observe(*np.unique(values, return_counts=True), label=name)
+
+    def drop(self, dropped: Dropped) -> None:
+        """Counts a group that ended without being trained on."""
+        self.groups_dropped.labels(dropped.reason).inc()
+        seen = {
+            self.dropped_staleness: dropped.staleness,
+            self.dropped_length: dropped.length_mean,
+            self.dropped_reward: dropped.reward_mean,
+        }
+        for histogram, value in seen.items():
+            if value is not None and math.isfinite(value):
+                histogram.labels(dropped.reason).observe(value)
+
     def observe(self, record: StepRecord) -> None:
         """Sets everything that one step's record says."""
         for name, gauge in self.step_gauges.items():
@@ -106,6 +160,11 @@ class LearnerMetrics:
             gauge.clear()  # a bucket without tokens has no ESS
         for versions, part in record.by_staleness.items():
             _set(self.staleness_gauges, versions, part)
+        for gauge in self.arm_gauges.values():
+            gauge.clear()  # an arm without groups has no reward
+        for arm, part in record.by_arm.items():
+            _set(self.arm_gauges, arm, part)
+            self.arm_groups.labels(arm).inc(part["groups"])
         for shadow in record.shadows:
             _set(self.shadow_gauges, shadow["objective"], shadow)
         if not record.skipped:
@@ -127,6 +186,16 @@ def _set(gauges: Mapping[str, Gauge], label: str, values: Mapping[str, Any]) -> 
 _STALENESS_GAUGES: dict[str, str] = {
     "token_ess": "Normalized effective sample size over tokens.",
     "sequence_ess": "The same over completions, by their oldest token.",
+    "capped_share": "Share of tokens that the objective capped, clipped or masked.",
+    "tokens": "Trained tokens.",
+}
+_ARM_GAUGES: dict[str, str] = {
+    "reward_mean": "Mean reward of the step's trajectories.",
+    "length_mean": "Mean completion length, tokens.",
+    "staleness_mean": "Mean staleness of the step's tokens, versions.",
+    "token_ess": "Normalized effective sample size over tokens.",
+    "sequence_ess": "The same over completions.",
+    "kl": "Unbiased estimate of KL(policy || behavior) per token, nats.",
     "capped_share": "Share of tokens that the objective capped, clipped or masked.",
     "tokens": "Trained tokens.",
 }
@@ -164,6 +233,12 @@ _STEP_GAUGES: dict[str, tuple[str, str]] = {
     "zero_weight_share": ("zero_weight_share", "Share of tokens without a score term."),
     "staleness_mean": ("staleness_mean_versions", "Mean staleness of the step's tokens, versions."),
     "staleness_max": ("staleness_max_versions", "Largest staleness of the step's tokens, versions."),
+    "lag_mean": ("staleness_lag_mean_versions", "Part of it that was asked for."),
+    "lag_max": ("staleness_lag_max_versions", "Largest part that was asked for."),
+    "flight_mean": ("staleness_flight_mean_versions", "Part beyond the lag that came before the append."),
+    "flight_max": ("staleness_flight_max_versions", "Largest part beyond the lag that came before the append."),
+    "queue_mean": ("staleness_queue_mean_versions", "Part that came between append and training."),
+    "queue_max": ("staleness_queue_max_versions", "Largest part that came between append and training."),
     "floor_max_nats": ("numerics_floor_max_nats", "Largest |log ratio| at staleness 0, before the update, nats."),
     "loss": ("loss", "Objective's value."),
     "grad_norm": ("grad_norm", "Gradient norm before clipping."),
@@ -194,17 +269,47 @@ class RolloutMetrics:
         self.in_flight = Gauge("trustbatch_rollout_groups_in_flight", "Groups being generated.", registry=r)
         self.served_version = Gauge("trustbatch_rollout_policy_version", "Version served, proven.", registry=r)
         self.sync_seconds = Histogram(
-            "trustbatch_sync_seconds", "Verifying, loading and proving a version.", buckets=_SECONDS, registry=r
+            "trustbatch_sync_seconds", "From looking for a version to serving it, proven.", buckets=_SECONDS, registry=r
+        )
+        self.sync_stage_seconds = Histogram(
+            "trustbatch_sync_stage_seconds",
+            "Parts of a sync: fetch (and verify), stage, wait (for groups in flight), load, receive, probe, tensors.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=r,
         )
         self.pause_seconds = Histogram(
-            "trustbatch_sync_pause_seconds", "Generation stood still for a sync.", buckets=_SECONDS, registry=r
+            "trustbatch_sync_pause_seconds", "Generation stood still for a sync.", buckets=_PAUSES, registry=r
         )
         self.syncs = Counter("trustbatch_syncs", "Versions loaded, by the way they came.", ["way"], registry=r)
         self.sync_failures = Counter("trustbatch_sync_failures", "Versions refused.", ["reason"], registry=r)
-        self.floor = Gauge(
-            "trustbatch_proof_max_nats",
+        self.refused_version = Gauge(
+            "trustbatch_rollout_refused_version", "Version that this server cannot prove; -1: none.", registry=r
+        )
+        self.refused_version.set(-1)
+        self.floor_max = Gauge(
+            "trustbatch_rollout_numerics_floor_max_nats",
             "Largest difference between the served version and its probe, nats.",
             registry=r,
+        )
+        self.lag_asked = Gauge(
+            "trustbatch_rollout_lag_asked_versions", "Versions behind the newest that it is asked to serve.", registry=r
+        )
+        self.lag_served = Gauge(
+            "trustbatch_rollout_lag_served_versions", "Versions behind the newest that it serves.", registry=r
+        )
+        self.floor_mean = Gauge(
+            "trustbatch_rollout_numerics_floor_mean_nats",
+            "Mean |difference| between the served version and its probe, nats.",
+            registry=r,
+        )
+        self.floor_token_ess = Gauge(
+            "trustbatch_rollout_numerics_floor_token_ess",
+            "Normalized effective sample size over the probe's tokens: that of staleness 0.",
+            registry=r,
+        )
+        self.tensors_unchecked = Gauge(
+            "trustbatch_rollout_tensors_unchecked", "Loaded tensors of which only the probe says something.", registry=r
         )
         self.wait_seconds = Counter(
             "trustbatch_rollout_wait_seconds", "Time without credit, by what it waited for.", ["reason"], registry=r

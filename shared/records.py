@@ -41,6 +41,13 @@ class StepRecord:
     zero_weight_share: float  # tokens without a score term
     staleness_mean: float  # versions
     staleness_max: int  # versions
+    lag_mean: float  # versions: the part of staleness that was asked for
+    lag_max: int
+    flight_mean: float  # versions: the part beyond it that came between drawing a token and appending its group
+    flight_max: int
+    queue_mean: float  # versions: the part that came between appending and training
+    queue_max: int
+    lags: dict[str, int]  # groups by the lag that was asked for, in versions; those of the control arm as "control"
     floor_max_nats: float | None  # largest |policy - behavior| on staleness-0 tokens before the update; None if none
     loss: float
     grad_norm: float
@@ -53,6 +60,7 @@ class StepRecord:
         str, dict[str, float]
     ]  # the ratios' statistics of each bucket of versions: 0, 1, 2, 3-4, 5-8 ...
     by_environment: dict[str, dict[str, float]]  # the same of each environment
+    by_arm: dict[str, dict[str, float]]  # ratios, rewards and lengths of each arm: control, lag 0, lag 1, lag 3-4 ...
     shadows: list[dict[str, Any]]  # what other objectives would have done with the step
 
 
@@ -66,3 +74,5 @@ class Dropped:
     reward_mean: float | None
     at: float  # unix seconds
     detail: str = ""  # what exactly was wrong
+    staleness: int | None = None  # versions, of its oldest token; None where the group could not be read
+    lag: int | None = None  # versions, as asked for

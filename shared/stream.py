@@ -48,6 +48,7 @@ class Entry:
     prompt_index: int  # -1 where the entry has none
     payload: bytes  # encoded group; empty for a failure
     failure: str  # '' for a group
+    latest: int = -1  # the latest version when it was appended; -1 where nobody knows
 
     @property
     def size(self) -> int:
@@ -93,7 +94,7 @@ class GroupWriter:
         self._keys = keys
         self._server_id = server_id
         self._acknowledged = Acknowledged()
-        counted = [k.groups, k.leases, k.owners, k.unapplied, k.bytes, k.appended, k.attempts, k.acknowledged]
+        counted = [k.groups, k.leases, k.owners, k.unapplied, k.bytes, k.appended, k.attempts, k.acknowledged, k.latest]
         self._append = Script(client, scripts.APPEND, counted)
         self._claim = Script(client, scripts.CLAIM_LOST, [k.claims, k.unapplied, k.owners, k.leases, k.returned])
 
@@ -113,9 +114,13 @@ class GroupWriter:
 
         """
         known, times_lost = self._acknowledged.now()
-        with translated():
-            count = int(self._client.hget(self._keys.acknowledged, self._server_id) or 0)
+        count = self.counted()
         return self._claim_lost(count, times_lost) if count < known else 0
+
+    def counted(self) -> int:
+        """How many appends of this server Redis remembers, those of its former lives included."""
+        with translated():
+            return int(self._client.hget(self._keys.acknowledged, self._server_id) or 0)
 
     def _store(self, prompt_index: int, group_id: str, field: str, body: bytes) -> Appended:
         while True:
@@ -193,8 +198,12 @@ class GroupReader:
         self._reread_from = "0"
         return epoch < self._epoch
 
-    def read(self, count: int) -> list[Entry]:
+    def read(self, count: int, wait: bool = True) -> list[Entry]:
         """Up to `count` entries; waits up to a second for new ones. Pending ones of an earlier life come first.
+
+        Args:
+            count: the most entries.
+            wait: False takes what is there.
 
         Raises:
             StreamError: Redis cannot be reached, or the consumer group is gone (`open` again).
@@ -208,7 +217,7 @@ class GroupReader:
                 self.delete(gone)
             if len(gone) < len(answer):
                 return self._entries(answer)
-        return self._entries(self._ask(">", count, int(BLOCK_S * 1000)))
+        return self._entries(self._ask(">", count, int(BLOCK_S * 1000) if wait else None))
 
     def _ask(self, after: str, count: int, block_ms: int | None) -> list[tuple[bytes, dict[bytes, bytes]]]:
         with translated():
@@ -276,12 +285,16 @@ def backlog(client: Client, keys: Keys) -> Backlog:
 
 def _entry(entry_id: bytes, fields: dict[bytes, bytes], cursor: int) -> Entry:
     """An entry; an index that was never given out is none."""
-    raw = fields.get(b"prompt_index", b"")
-    index = int(raw) if raw.isdigit() and len(raw) < 20 else -1
+    index = _natural(fields.get(b"prompt_index", b""))
     return Entry(
         entry_id=entry_id.decode(),
         group_id=fields.get(b"group_id", b"").decode(errors="replace"),
         prompt_index=index if index < cursor else -1,
         payload=fields.get(PAYLOAD.encode(), b""),
         failure=fields.get(FAILURE.encode(), b"").decode(errors="replace"),
+        latest=_natural(fields.get(b"latest", b"")),
     )
+
+
+def _natural(raw: bytes) -> int:
+    return int(raw) if raw.isdigit() and len(raw) < 19 else -1

@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from shared.lag import Arm
+
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
@@ -112,11 +114,12 @@ class Group:
     prompt_ids: Int32Array  # [P]
     trajectories: tuple[Trajectory, ...]  # G of the policy, then those of an expert
     server_id: str
-    lag: int  # versions, what the server was asked to serve behind the latest
+    lag: int  # versions, what the server was asked to serve behind the latest when it took the lease
     started_at: float  # unix seconds: generation began
     completed_at: float  # unix seconds: rewards were in
     trace_id: str
     extensions: dict[str, bytes] = field(default_factory=dict)  # routing replay, images, ...
+    arm: Arm = ""  # "control": at lag 0 on purpose, while others lag
 
     @property
     def own(self) -> tuple[Trajectory, ...]:

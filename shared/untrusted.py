@@ -16,9 +16,28 @@ MAX_TEXT = 1000  # characters that are shown of one text
 MAX_MEMBERS = 1000  # that are looked at
 MAX_LAG = 1024  # versions; the bound of rollout.lag
 
-_TEXTS = ("kind", "state", "host", "engine", "device", "metrics", "address", "transfer")
-_COUNTS = ("pid", "policy_version", "step", "lag", "in_flight", "groups", "tokens", "ranks")
-_NUMBERS = ("since", "proof_max_nats")
+_TEXTS = ("kind", "state", "host", "engine", "device", "metrics", "address", "arm", "transfer")
+_COUNTS = (
+    "pid",
+    "policy_version",
+    "step",
+    "lag",
+    "lag_served",
+    "in_flight",
+    "groups",
+    "tokens",
+    "refused_version",
+    "ranks",
+)
+_NUMBERS = (
+    "since",
+    "proof_max_nats",
+    "floor_mean_nats",
+    "floor_token_ess",
+    "pause_median_s",
+    "pause_p99_s",
+    "refused_nats",
+)
 
 T = TypeVar("T")
 
@@ -71,6 +90,15 @@ def event(raw: bytes | None) -> dict[str, Any] | None:
 def number(raw: bytes) -> int | None:
     """A version or an index in decimal digits, or None."""
     return int(raw) if raw.isdigit() and len(raw) < 19 else None
+
+
+def seconds(raw: bytes | None) -> float | None:
+    """A time in unix seconds, or None."""
+    try:
+        found = float(raw or b"")
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _is_text(value: Any) -> bool:

@@ -20,39 +20,39 @@ from torch import Tensor
 from learner.publish import Publisher
 from learner.transfer.channel import Channel
 from learner.transfer.checksums import tensor_checksum
+from learner.version_writer import PATCH, Written
+from learner.weight_file import WEIGHTS
 from shared.control import Latest
 from shared.errors import StoreError
 from shared.log import Logger
 from shared.manifest import MANIFEST
-from shared.metrics import LearnerMetrics
 from shared.tensor_table import TensorRow, has_weights, write_table
 from shared.transfer import Transfers
+
+NO_FILES = Written({}, -1, 0, None)
 
 
 class WirePublisher(Publisher):
     """A publisher with a channel to the servers; `connect` gives it, everything else is as it was."""
 
-    def connect(
-        self, channel: Channel, transfers: Transfers, full_every: int, metrics: LearnerMetrics, log: Logger
-    ) -> None:
+    def connect(self, channel: Channel, transfers: Transfers, full_every: int, log: Logger) -> None:
         """Gives it its channel, before the first version."""
         self._channel = channel
         self._transfers = transfers
         self._full_every = full_every
-        self._metrics = metrics
         self._log = log
         self._begun = self._ended = -1  # the version whose sending has begun last, and ended last
         self._latest: Latest | None = None
 
-    def _save(self, folder: Path, version: int) -> None:
-        """The table of tensors, and the files where they are needed."""
-        if self._needs_files(version):
-            super()._save(folder, version)
+    def _save(self, folder: Path, version: int, parent: int) -> Written:
+        """The table of tensors, and the files where they are needed: whole ones where the parent has none."""
+        written = super()._save(folder, version, parent) if self._needs_files(version) else NO_FILES
         rows = [
             TensorRow(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor_checksum(tensor))
             for name, tensor in self._tensors()
         ]
         write_table(folder, rows)
+        return written
 
     def _tensors(self) -> Iterable[tuple[str, Tensor]]:
         return self._policy.published()
@@ -62,9 +62,9 @@ class WirePublisher(Publisher):
         wanted = self._transfers.wanted() >= 0
         return bool(servers.others) or not servers.members or wanted or version % self._full_every == 0
 
-    def announce(self, latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
+    def announce(self, latest: Latest, oldest_kept: int, applied: Sequence[int], copy: bool = False) -> None:
         """Announces, and sends once. Raises FencedError, StreamError."""
-        super().announce(latest, oldest_kept, applied)
+        super().announce(latest, oldest_kept, applied, copy)
         self._latest = latest
         if self._begun != latest.policy_version:
             self._begun = latest.policy_version
@@ -111,9 +111,14 @@ class WirePublisher(Publisher):
             return
         folder = self._store.folder(version)
         try:
+            for name in (WEIGHTS, PATCH):  # what an earlier try left
+                (folder / name).unlink(missing_ok=True)
+            written = Publisher._save(self, folder, version, latest.parent)
             (folder / MANIFEST).unlink()
         except OSError as error:
             raise StoreError(f"cannot write version {version} to {folder}: {error}") from error
-        Publisher._save(self, folder, version)
-        self._store.commit(version, latest.parent, latest.step, manifest.probe, manifest.created_at)
+        probe, at = manifest.probe, manifest.created_at
+        self._store.commit(version, latest.parent, latest.step, probe, at, written.known, written.base)
+        self._writer.published()
+        self._metrics.observe_publish(written.stored_bytes, written.base >= 0, written.encode_s)
         self._log.info("files written after all", policy_version=version)

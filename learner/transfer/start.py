@@ -9,16 +9,13 @@ from shared.config import Config
 from shared.control import ControlState
 from shared.keys import Keys
 from shared.log import Logger
-from shared.metrics import LearnerMetrics
 from shared.redis_client import Client
 from shared.transfer import Transfers
 
 
-def connect_wire(
-    publisher: WirePublisher, config: Config, client: Client, epoch: int, metrics: LearnerMetrics, log: Logger
-) -> None:
+def connect_wire(publisher: WirePublisher, config: Config, client: Client, epoch: int, log: Logger) -> None:
     """Gives the publisher its channel. Raises ConfigError where store.transfer cannot work here."""
     keys = Keys(config.run.id)
     transfer, transfers = config.store.transfer, Transfers(client, keys)
     channel = Channel(transfer, ControlState(client, keys), transfers, make_sender(transfer.kind), epoch, log)
-    publisher.connect(channel, transfers, config.store.full_every, metrics, log)
+    publisher.connect(channel, transfers, config.store.full_every, log)

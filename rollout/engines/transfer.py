@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from shared.tensor_table import TensorRow
 
@@ -17,12 +17,32 @@ class Meeting:
     """Where an engine meets the learner. The learner has rank 0 of the process group."""
 
     kind: str  # gloo | nccl
-    group: int  # its number: another one than before is to be joined first
+    epoch: int  # of the learner
+    group: int  # its number, within the epoch: another one than before is to be joined first
     host: str
     port: int
     rank: int  # of the engine's first worker
     world_size: int
     deadline_s: float
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """Tells groups apart, also those of another learner."""
+        return self.epoch, self.group
+
+
+@runtime_checkable
+class ReceivingEngine(Protocol):
+    """An engine that weights can be sent to."""
+
+    async def receive(
+        self, meeting: Meeting, table: Sequence[TensorRow], policy_version: int, receiving: Receiving
+    ) -> float:
+        """Replace the weights by those that the learner sends; returns the seconds that generation paused.
+
+        `receiving` is called when it may begin. Raises TransferError: they did not arrive, the engine lives.
+        """
+        ...
 
 
 def init_info(meeting: Meeting) -> dict[str, Any]:

@@ -20,14 +20,13 @@ from shared.errors import EngineError, TransferError
 from shared.tensor_table import TensorRow
 
 Ask = Callable[[Coroutine[Any, Any, Any], str], Coroutine[Any, Any, Any]]  # within the engine's life and deadline
-EXTENSION = "rollout.engines.transfer_worker.WorkerExtension"
 
 
 def engine_args(kind: str) -> dict[str, Any]:
     """What vLLM has to know at its start."""
     if kind == "files":
         return {}
-    return {"weight_transfer_config": WeightTransferConfig(backend=kind), "worker_extension_cls": EXTENSION}
+    return {"weight_transfer_config": WeightTransferConfig(backend=kind)}
 
 
 def arguments(kind: str, table: Sequence[TensorRow], *, untie: bool) -> dict[str, Any]:

@@ -67,7 +67,3 @@ class TransferWorker:
             engine.reset_weight_update_target()
         self._weight_update_active = False
         engine.shutdown()  # its peers have gone on without it
-
-
-class WorkerExtension(TransferWorker):
-    """All that is added to a worker: vLLM takes one class."""

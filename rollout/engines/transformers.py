@@ -7,6 +7,7 @@ by one version.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,11 +15,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from rollout.engines import weights
+from rollout.engines.base import CHECK_BYTES, TensorReport
+from rollout.engines.tensors import StoredTensors, pieces, same_bits
 from rollout.sampling import check_unfiltered
 from shared.errors import EngineError
 from shared.types import Completion, FinishReason, Float32Array, Int32Array, SamplingSettings, VersionSpan
@@ -37,6 +41,7 @@ class TransformersEngine:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers-engine")
         self._model: Any = None
         self._layout: dict[str, weights.StoredTensor] = {}
+        self._staged: tuple[Path, dict[str, torch.Tensor]] | None = None
         self._policy_version = -1
         self._failure: str | None = None
 
@@ -59,10 +64,23 @@ class TransformersEngine:
         check_unfiltered(sampling)
         return await self._in_thread(lambda: self._generate(prompt_ids, n, sampling))
 
+    async def stage(self, folder: Path) -> None:
+        """Read the folder's tensors into memory, beside the requests."""
+        self._staged = (folder, await asyncio.to_thread(self._read, folder))
+
     async def load(self, folder: Path, policy_version: int) -> float:
-        """Replace the weights between two requests; they wait for it, so nothing in flight pauses: 0 s."""
-        await self._in_thread(lambda: self._load(folder, policy_version))
-        return 0.0
+        """Replace the weights between two requests; returns the seconds that others waited for it."""
+        if self._staged is None or self._staged[0] != folder:
+            await self.stage(folder)
+        return await self._in_thread(lambda: self._load(policy_version))
+
+    async def check_tensors(self, folder: Path) -> TensorReport:
+        """Compare every parameter, also the second name of a tied one, with the folder's, between requests."""
+        names = await self._in_thread(lambda: self._ready().state_dict())
+        report = TensorReport()
+        for piece in pieces({name: tensor.nbytes for name, tensor in names.items()}, CHECK_BYTES):
+            report += await self._in_thread(lambda piece=piece: self._check(folder, piece))  # type: ignore[misc]
+        return report
 
     async def logprobs(self, token_ids: Int32Array) -> Float32Array:
         """Log-prob of tokens 1..T-1 given those before, temperature 1, from current weights: [T-1]."""
@@ -153,20 +171,45 @@ class TransformersEngine:
     def _tensor(self, token_ids: Int32Array) -> torch.Tensor:
         return torch.from_numpy(token_ids.astype(np.int64)).to(self._device)[None]
 
-    @torch.no_grad()
-    def _load(self, folder: Path, policy_version: int) -> None:
-        model = self._ready()
+    def _read(self, folder: Path) -> dict[str, torch.Tensor]:
+        """The folder's tensors, on the device."""
         offered = weights.list_tensors(folder)
         weights.check_same_layout(self._layout, offered)
         state: dict[str, torch.Tensor] = {}
-        for file in sorted({tensor.file for tensor in offered.values()}):
-            state.update(load_file(file, device=str(self._device)))
+        try:
+            for file in sorted({tensor.file for tensor in offered.values()}):
+                state.update(load_file(file, device=str(self._device)))
+        except (OSError, SafetensorError) as error:
+            raise EngineError(f"{folder} cannot be read: {error}") from error
+        return state
+
+    @torch.no_grad()
+    def _load(self, policy_version: int) -> float:
+        model = self._ready()
+        assert self._staged is not None
+        (folder, state), self._staged = self._staged, None
+        started = time.perf_counter()
         try:
             model.load_state_dict(state, strict=False)  # a tied output layer is not in the files
         except RuntimeError as error:
             self._failure = f"the transformers engine is dead: loading policy_version {policy_version}: {error}"
-            raise EngineError(self._failure) from error
+            raise EngineError(f"{self._failure} (from {folder})") from error
         self._policy_version = policy_version
+        return time.perf_counter() - started
+
+    def _check(self, folder: Path, names: list[str]) -> TensorReport:
+        held = self._ready().state_dict()
+        wrong, unchecked, size = [], [], 0
+        with StoredTensors(folder) as stored:
+            for name in names:
+                expected = stored.get(name)
+                if expected is None:
+                    unchecked.append(name)
+                    continue
+                size += held[name].nbytes
+                if not same_bits(held[name], expected):
+                    wrong.append(name)
+        return TensorReport(tuple(wrong), tuple(unchecked), len(names) - len(wrong) - len(unchecked), size)
 
 
 def draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

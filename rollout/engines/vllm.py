@@ -1,8 +1,10 @@
 """vLLM in process: its engine core is a child process, driven through AsyncLLM.
 
     start   folder --(CPU and tied: untied copy)--> engine process
-    load    files checked, copied --> pause (requests kept) --> reload --> label --> resume
+    stage   files checked, copied, while requests go on
+    load    pause (requests kept) --> reload --> label --> resume
     receive process group joined  --> pause (requests kept) --> weights over the wire --> label --> resume
+    check   tensors compared with the files, in pieces between which requests go on
     death   the engine process ends --> everything that waits on it raises EngineError
 
 Facts that this file leans on, all seen with vLLM 0.32:
@@ -35,7 +37,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from rollout.engines import transfer_vllm, vllm_launch, weights
+from rollout.engines.base import TensorReport
 from rollout.engines.transfer import Meeting, Receiving
+from rollout.engines.vllm_check import WORKER_EXTENSION, check_tensors
 from rollout.engines.vllm_output import to_completion
 from rollout.engines.vllm_requests import probe_params, probed_logprobs, to_params
 from rollout.engines.workdir import make_workdir
@@ -87,15 +91,17 @@ class VllmEngine:
             "enable_prefix_caching": True,  # emptied at every load
             "skip_tokenizer_init": True,
             "use_tqdm_on_load": False,
+            "worker_extension_cls": WORKER_EXTENSION,
             **transfer_vllm.engine_args(transfer),
         }
-        self._group = -1  # of weights over the wire, that was joined
+        self._group: tuple[int, int] | None = None  # the process group that was joined, of weights over the wire
         self._startup_deadline_s = startup_deadline_s
         self._load_deadline_s = load_deadline_s
         self._workdir = make_workdir()
         self._llm: AsyncLLM | None = None
         self._policy_version = -1
         self._weights: weights.ServedWeights | None = None
+        self._staged: tuple[Path, Path] | None = None  # a folder, and what is to be loaded for it
         self._failure: asyncio.Future[str] | None = None  # done once the engine is dead
         self._load_lock = asyncio.Lock()
         self._ids = itertools.count()
@@ -201,6 +207,12 @@ class VllmEngine:
 
     # Weights
 
+    async def stage(self, folder: Path) -> None:
+        """Check the folder and make what is to be loaded for it, while requests go on."""
+        self._alive()
+        assert self._weights is not None
+        self._staged = folder, await asyncio.to_thread(self._weights.prepare, folder)
+
     async def load(self, folder: Path, policy_version: int) -> float:
         """Replace the weights while requests go on; returns the seconds that generation paused.
 
@@ -212,8 +224,11 @@ class VllmEngine:
     async def _load(self, folder: Path, policy_version: int) -> float:
         async with self._load_lock:
             llm = self._alive()
+            if self._staged is None or self._staged[0] != folder:
+                await self.stage(folder)
             assert self._weights is not None
-            prepared = await asyncio.to_thread(self._weights.prepare, folder)
+            assert self._staged is not None
+            (_, prepared), self._staged = self._staged, None
             reload = {"weights_path": str(prepared), "is_checkpoint_format": True}
             started = time.perf_counter()
             await self._switch(
@@ -242,9 +257,9 @@ class VllmEngine:
             llm = self._alive()
             assert self._weights is not None
             self._weights.check({row.name: row for row in table})
-            if meeting.group != self._group:
+            if meeting.number != self._group:
                 await transfer_vllm.join(llm, self._call, meeting)
-                self._group = meeting.group
+                self._group = meeting.number
             infos = transfer_vllm.arguments(meeting.kind, table, untie=self._weights.unties)
             started = time.perf_counter()
             try:
@@ -252,9 +267,13 @@ class VllmEngine:
                     llm, lambda: transfer_vllm.receive(llm, self._call, infos, receiving), policy_version
                 )
             except TransferError:
-                self._group = -1
+                self._group = None
                 raise
             return time.perf_counter() - started
+
+    async def check_tensors(self, folder: Path) -> TensorReport:
+        """Compare every worker's tensors with the folder's; requests are served between two pieces."""
+        return await check_tensors(self._alive(), self._call, folder)
 
     async def _switch(
         self, llm: AsyncLLM, replace: Callable[[], Coroutine[Any, Any, Any]], policy_version: int

@@ -54,6 +54,7 @@ def _serve(config: Any, component: str, logger: Any) -> None:
     from services.control_plane.access import tls_settings
     from services.control_plane.app import REDIS_TIMEOUT_S, create_app
     from services.control_plane.guard import MAX_HEADER_BYTES
+    from services.listening import address_of, listen
     from shared.control import ControlState
     from shared.errors import ConfigError
     from shared.heartbeat import Heartbeat
@@ -65,8 +66,8 @@ def _serve(config: Any, component: str, logger: Any) -> None:
     _forward_warnings(logger)
     app, encrypted = create_app(config), tls_settings(config)
     stop = StopFlag().install()  # uvicorn takes the signals over while it serves, and gives them back to this one
-    listening = _listen(config.control_plane.host, config.control_plane.port)
-    address = _address(config.control_plane.host, listening.getsockname()[1], "https" if encrypted else "http")
+    listening = listen(config.control_plane.host, config.control_plane.port, "control_plane")
+    address = address_of(config.control_plane.host, listening.getsockname()[1], "https" if encrypted else "http")
     client = connect(config, timeout_s=REDIS_TIMEOUT_S)
     who = {"kind": "control-plane", "pid": os.getpid(), "host": socket.gethostname(), "address": address}
     heartbeat = Heartbeat(ControlState(client, Keys(config.run.id)), component, config.admission.lease_s, **who)
@@ -95,30 +96,6 @@ def _serve(config: Any, component: str, logger: Any) -> None:
         listening.close()
         heartbeat.stop()
         client.close()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    from shared.errors import ConfigError
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen()  # before the address is announced: who comes early waits instead of being refused
-    except OSError as error:
-        listening.close()
-        raise ConfigError(
-            f"control_plane.host {host}, control_plane.port {port}: cannot listen there: {error.strerror}; "
-            "port 0 takes a free one"
-        ) from None
-    return listening
-
-
-def _address(host: str, port: int, scheme: str = "http") -> str:
-    """Where others find it: a wildcard is no address, the host's name is."""
-    shown = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
-    return f"{scheme}://[{shown}]:{port}/" if ":" in shown else f"{scheme}://{shown}:{port}/"
 
 
 def _forward_warnings(logger: Any) -> None:

@@ -7,29 +7,27 @@ never on the event loop.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, cast
+from typing import Annotated, cast
 
-from fastapi import Depends, FastAPI, Query, Request, Security
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, Response
-from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.control_plane import problems, schemas
 from services.control_plane.access import tokens_of
 from services.control_plane.guard import Guard
+from services.control_plane.lag import add_lag
+from services.control_plane.resources import LOOK, OPERATE, Here, Resources, State
 from services.status import read_status
 from shared.config import Config
-from shared.control import ControlState
 from shared.errors import StreamError
 from shared.keys import Keys
 from shared.metrics import ControlPlaneMetrics
-from shared.redis_client import Client, connect, server_version
+from shared.redis_client import connect, server_version
 
 REDIS_TIMEOUT_S = 2.0
 PAGE = Path(__file__).with_name("index.html")
@@ -43,48 +41,10 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-# What the description of the API says of a route; the guard is what sees to it.
-LOOK: dict[str, Any] = {
-    "dependencies": [Security(HTTPBearer(auto_error=False, description="One of the two tokens."))],
-    "responses": problems.CLOSED,
-}
-OPERATE = LOOK | {"responses": problems.CLOSED | problems.WISHES}
-
 DESCRIPTION = """Where a training run stands, and what its operator wants of it.
 
 The control plane is off the data path: it reads state and writes wishes, and the run goes on when it is down.
 """
-
-
-@dataclass
-class Resources:
-    """What the handlers need; made when the application starts, closed when it stops."""
-
-    config: Config
-    client: Client
-    keys: Keys
-    metrics: ControlPlaneMetrics
-    page: str
-    wish: threading.Lock = field(default_factory=threading.Lock)  # one pause or resume at a time
-
-    @property
-    def control(self) -> ControlState:
-        """The run's control state."""
-        return ControlState(self.client, self.keys)
-
-
-class State(TypedDict):
-    """The application's state."""
-
-    resources: Resources
-
-
-def resources_of(request: Request) -> Resources:
-    """The application's resources."""
-    return cast(Resources, request.state.resources)
-
-
-Here = Annotated[Resources, Depends(resources_of)]
 
 
 def create_app(config: Config) -> FastAPI:
@@ -115,6 +75,7 @@ def create_app(config: Config) -> FastAPI:
     _add_page(app)
     _add_probes(app)
     _add_api(app)
+    add_lag(app)
     return app
 
 

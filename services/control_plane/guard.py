@@ -26,7 +26,7 @@ from shared.config.access import is_loopback
 OPEN = ("/", "/healthz", "/readyz")
 UNLIMITED = ("/healthz",)
 READS = ("GET", "HEAD", "OPTIONS")
-MAX_BODY_BYTES = 16 * 1024  # no route takes one
+MAX_BODY_BYTES = 16 * 1024  # a lag setting; no other route takes one
 MAX_HEADER_BYTES = 16 * 1024
 MAX_CLIENTS = 4096  # remembered at once; the one that was silent longest is forgotten
 BURST = 10  # a tenth of a minute's requests may come at once
@@ -71,7 +71,7 @@ class Guard:
         refused = None
         if scope["path"] not in UNLIMITED:
             refused = self._rate(scope) or self._host(headers)
-        refused = refused or _size(headers) or _role(scope, headers)
+        refused = refused or _size(scope, headers) or _role(scope, headers)
         await (refused or self._app)(scope, receive, send)
 
     def _rate(self, scope: Scope) -> Response | None:
@@ -92,13 +92,15 @@ class Guard:
         return problem(403, "control_plane.auth is none: open it as 127.0.0.1 or localhost, no other name is answered")
 
 
-def _size(headers: Headers) -> Response | None:
+def _size(scope: Scope, headers: Headers) -> Response | None:
     if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
         return problem(431, f"at most {MAX_HEADER_BYTES:,} bytes of headers are read", {"Connection": "close"})
+    if scope["method"] == "PUT" and "transfer-encoding" in headers:
+        return problem(411, "a body is read whose length is said: send it with Content-Length", {"Connection": "close"})
     length = headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= MAX_BODY_BYTES:
         return None
-    text = f"a body of at most {MAX_BODY_BYTES:,} bytes is read, and no route needs one"
+    text = f"a body of at most {MAX_BODY_BYTES:,} bytes is read"
     return problem(413, text, {"Connection": "close"})
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from services.control_plane.schemas import Problem
+from shared.config.explain import cut
 from shared.errors import StreamError
 
 MEDIA_TYPE = "application/problem+json"
@@ -25,6 +26,7 @@ DESCRIBED: dict[int | str, dict[str, Any]] = {
 
 CLOSED: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "No token, or one that is not known."},
+    411: {"model": Problem, "description": "A body whose length nobody says."},
     413: {"model": Problem, "description": "A body that is too large to look at."},
     429: {"model": Problem, "description": "Too many requests from one address; Retry-After says when to go on."},
     431: {"model": Problem, "description": "Headers that are too large."},
@@ -105,8 +107,13 @@ def _unreadable(request: Request, error: Exception) -> JSONResponse:
 
 def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    parts = [f"{'.'.join(str(p) for p in e['loc'][1:])}: {e['msg']}, not {e.get('input')!r}" for e in error.errors()]
+    parts = [_mistake(found) for found in error.errors()]
     return problem(422, "; ".join(parts))
+
+
+def _mistake(found: dict[str, Any]) -> str:
+    key, message = ".".join(str(part) for part in found["loc"][1:]), found["msg"].removeprefix("Value error, ")
+    return f"{key}: " * bool(key) + f"{message}, not {cut(repr(found.get('input')))}"
 
 
 def _refused(request: Request, error: Exception) -> JSONResponse:

@@ -47,7 +47,11 @@ class MemberStatus(Answer):
     step: int | None = None
     """Optimizer steps (learner)."""
     lag: int | None = None
-    """Versions behind the latest that it serves on purpose (rollout server)."""
+    """Versions behind the latest that it is asked to serve (rollout server)."""
+    lag_served: int | None = None
+    """Versions that what it serves is behind the latest; null where that is none of its ancestors."""
+    arm: str | None = None
+    """`control`: at lag 0 on purpose, while others lag."""
     in_flight: int | None = None
     """Groups being generated (rollout server)."""
     groups: int | None = None
@@ -55,7 +59,19 @@ class MemberStatus(Answer):
     tokens: int | None = None
     """Tokens drawn for training (rollout server)."""
     proof_max_nats: Number = None
-    """Largest difference between the served version and its probe, nats (rollout server)."""
+    """Numerics floor: largest difference between the served version and its probe, nats (rollout server)."""
+    floor_mean_nats: Number = None
+    """Numerics floor: mean |difference| between the served version and its probe, nats (rollout server)."""
+    floor_token_ess: Number = None
+    """Numerics floor: token_ess of the probe at staleness 0, in [1/n, 1] (rollout server)."""
+    pause_median_s: Number = None
+    """Seconds that generation stood still for a new version, median of the last 1000 (rollout server)."""
+    pause_p99_s: Number = None
+    """Of these, the 99th percentile (rollout server)."""
+    refused_version: int | None = None
+    """The version that it cannot prove, so that it generates nothing; null where there is none (rollout server)."""
+    refused_nats: Number = None
+    """By how much that version's probe is off, nats (rollout server)."""
     engine: str | None = None
     device: str | None = None
     metrics: str | None = None

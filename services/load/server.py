@@ -59,7 +59,6 @@ class LoadServer:
         credit = Credit(
             versions=config.admission.max_staleness + 1,
             groups_per_version=config.learner.groups_per_publish,
-            lag=0,
             max_bytes=int(config.admission.max_bytes),
             group_bytes=config.group_bytes_bound,
             lease_s=config.admission.lease_s,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from shared.config.access import access_problems
 from shared.config.learner import LearnerConfig
-from shared.config.rollout import RolloutConfig, VllmEngineConfig
+from shared.config.rollout import AdmissionConfig, RolloutConfig, VllmEngineConfig
 from shared.config.store import StoreConfig
+from shared.policies import TABLES, chosen
 from shared.sampling import filter_problems, temperature_problems
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def combination_problems(config: Config) -> Iterator[str]:
     return chain(
         _steps(config.learner),
         _versions(config),
+        _policies(config.admission),
         _memory(config),
         _drawing(config.rollout, config.learner),
         _tiny(config),
@@ -43,12 +45,26 @@ def _steps(learner: LearnerConfig) -> Iterator[str]:
 
 
 def _versions(config: Config) -> Iterator[str]:
-    learner = config.learner
+    learner, rollout = config.learner, config.rollout
+    if rollout.lag.largest > rollout.largest_lag:
+        yield (
+            f"rollout.lag asks for up to {rollout.lag.largest} versions; rollout.max_lag is {rollout.max_lag}: "
+            "raise it, or leave it away"
+        )
     if config.admission.max_staleness == 0 and learner.publish_every != learner.steps_per_batch:
         yield (
             f"admission.max_staleness is 0, so every batch must be published before the next is drawn: "
             f"learner.publish_every must be {learner.steps_per_batch}, not {learner.publish_every}"
         )
+
+
+def _policies(admission: AdmissionConfig) -> Iterator[str]:
+    for question in TABLES:
+        named = getattr(admission, question)
+        try:
+            chosen(question, named.name, named.knobs)
+        except ValueError as error:
+            yield str(error)
 
 
 def _memory(config: Config) -> Iterator[str]:
@@ -130,10 +146,21 @@ def _transfer(config: Config) -> Iterator[str]:
             yield f"store.transfer.kind is {kind}, which does not go with {name}.device {unfit}"
     if kind == "gloo" and getattr(engine, "tensor_parallel_size", 1) > 1:
         yield "store.transfer.kind is gloo, which is for one worker: rollout.engine.tensor_parallel_size must be 1"
-    if config.rollout.lag > 0:
+    if (lag := config.rollout.lag.largest) > 0:
         yield (
-            f"store.transfer.kind is {kind}, but rollout.lag is {config.rollout.lag}: a server that lags wants "
+            f"store.transfer.kind is {kind}, but rollout.lag asks for up to {lag} versions: a server that lags wants "
             "versions that the learner no longer holds; set store.transfer.kind to files, or rollout.lag to 0"
+        )
+    if config.rollout.sync != "in_flight":
+        yield (
+            f"store.transfer.kind is {kind}, but rollout.sync is {config.rollout.sync}: servers that take weights over "
+            "the wire stand still together, and cannot wait for one whose groups end first; set it to in_flight"
+        )
+    if "://" in config.store.url or config.store.cache is not None:
+        key = "url" if "://" in config.store.url else "cache"
+        yield (
+            f"store.transfer.kind is {kind}, but store.{key} is given: files that are written after all need a store "
+            "in a folder that learner and servers share; leave it away, or set store.transfer.kind to files"
         )
 
 

@@ -57,7 +57,7 @@ def _line(item: ErrorDetails) -> str:
         return f"{place.key}: {message}" if place.key and not message.startswith(place.key) else message
     if place.field is not None and item["type"] not in _BOUND_ERRORS:
         message += _bounds(place.field)
-    if place.key in SECRET_KEYS:
+    if place.key in SECRET_KEYS or place.key == "store.url":  # an address may hold a password by mistake
         return f"{place.key}: {message}" + "; put quotes around it" * (item["type"] == "string_type")
     return f"{cut(place.key)}: {message}, not {cut(repr(item['input']))}"
 

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import ByteSize, ConfigDict, Field, model_validator
+from pydantic import ByteSize, Field
 
-from shared.config.section import Seconds, Section
+from shared.config.section import Named, Seconds, Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class ObjectiveConfig(Section):
+class ObjectiveConfig(Named):
     """The objective by its name, and its knobs beside it; `trustbatch objectives` lists them.
 
     Names, bounds and defaults of the knobs are those of the objective's own function, so the learner checks them.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
     name: str = "p3o"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_alone(cls, given: Any) -> Any:
-        return {"name": given} if isinstance(given, str) else given
-
-    @property
-    def knobs(self) -> dict[str, Any]:
-        """What is set beside the name."""
-        return dict(self.model_extra or {})
 
 
 class LearnerConfig(Section):

@@ -39,7 +39,7 @@ class Config(Section):
     @property
     def synchronous(self) -> bool:
         """True for the on-policy run: every group is drawn by the version that it updates."""
-        return self.admission.max_staleness == 0 and self.rollout.lag == 0
+        return self.admission.max_staleness == 0 and self.rollout.lag.largest == 0
 
     @property
     def group_bytes_bound(self) -> int:

@@ -65,7 +65,7 @@ class ControlPlaneConfig(Section):
     read_token_file: Path | None = None
     """Instead of `read_token`: a file that holds it."""
     operate_token: Token | None = None
-    """Bearer token that may look, pause and resume."""
+    """Bearer token that may look, pause, resume and set the lag."""
     operate_token_file: Path | None = None
     """Instead of `operate_token`: a file that holds it."""
     tls_certificate: Path | None = None

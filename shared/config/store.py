@@ -39,7 +39,8 @@ class StoreConfig(Section):
     token_file: Path | None = None
     """Instead of `token`: a file that holds it, such as a mounted secret."""
     cache: Path | None = None
-    """Where a rollout server keeps what it downloads, two versions at most. Empty: <run.folder>/policy-cache."""
+    """Where a rollout server keeps what it downloads: two versions, and the one that is coming. Empty:
+    <run.folder>/policy-cache. Given for a folder: the server copies, and needs only read access to it."""
     bandwidth_bytes_per_s: ByteSize = Field(ByteSize(0), ge=0)
     """The most bytes a second that one process sends to or takes from a store elsewhere; 0: no limit."""
     parallel: int = Field(4, ge=1, le=64)
@@ -50,5 +51,8 @@ class StoreConfig(Section):
     """Longest wait for one answer of a store elsewhere, beside the time that its bytes take at the bandwidth limit."""
     full_every: int = Field(16, ge=1, le=256)
     """Every so many versions one is stored whole; the others may be patches of the one before. 1: all whole."""
+    patch_share: float = Field(0.5, gt=0, le=1)
+    """A patch is stored if it takes at most this share of the whole file; else the version is stored whole, and the
+    next patch is tried after full_every versions."""
     transfer: TransferConfig = TransferConfig()
     """Weights over the wire, beside the files."""

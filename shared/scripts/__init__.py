@@ -6,7 +6,15 @@ allowed at maxmemory, and after it Redis lets the script's other writes through.
 """
 
 from shared.scripts.admission import GIVE_BACK, LEASE, RENEW
-from shared.scripts.control import ADD_HISTORY, ANNOUNCE, CLAIM_EVALUATION, HEARTBEAT, RELEASE_EVALUATION, SET_PHASE
+from shared.scripts.control import (
+    ADD_HISTORY,
+    ANNOUNCE,
+    CLAIM_EVALUATION,
+    HEARTBEAT,
+    RELEASE_EVALUATION,
+    SET_PHASE,
+    WISH_LAG,
+)
 from shared.scripts.letters import DEAD_LETTER, REQUEUE
 from shared.scripts.recovery import CLAIM_LOST, RESTORE, RESTORE_PARENTS, SETTLE_CLAIMS
 from shared.scripts.stream import APPEND, DELETE, RELEASE
@@ -33,6 +41,7 @@ __all__ = [
     "RESTORE_PARENTS",
     "SETTLE_CLAIMS",
     "SET_PHASE",
+    "WISH_LAG",
 ]
 
 ALL: tuple[str, ...] = tuple(source for name, source in sorted(globals().items()) if name.isupper())

@@ -14,8 +14,10 @@ if now - last > lease_ms / 2 then
 end
 """
 
-# KEYS cursor leases owners returned unapplied bytes latest clock desired phase parents
-# ARGV server want versions groups_per_version byte_budget group_bytes lease_ms served_version lag
+# KEYS cursor leases owners returned unapplied bytes latest clock desired phase parents drawing
+# ARGV server want versions groups_per_version byte_budget group_bytes lease_ms served_version lag [wish] [for_version]
+# wish: the operator's that the lag follows, '+' before it; for_version: the newest version that it was resolved for;
+# '' for either: whatever there is now.
 # -> {reason, index...}: the reason is why fewer than `want` were given, '' if none.
 LEASE = (
     """
@@ -38,20 +40,46 @@ for _, index in ipairs(redis.call('zrangebyscore', leases, '-inf', now)) do
   redis.call('zadd', returned, index, index)
 end
 
--- Every version that the server is behind what it is to serve has used up a version's worth of credit.
-local version = redis.call('hget', KEYS[7], 'policy_version')
+local latest = redis.call('hmget', KEYS[7], 'policy_version', 'depth', 'credit', 'in_order')
+local version, depth, credit = latest[1], tonumber(latest[2] or 0), tonumber(latest[3] or 0)
 if not version then return {'no published version yet'} end
-local versions = tonumber(ARGV[3])
-local behind = -tonumber(ARGV[9])
-while version and version ~= ARGV[8] and behind < versions do
-  version = redis.call('hget', KEYS[11], version)
-  behind = behind + 1
+local wish, for_version = ARGV[10] or '', ARGV[11] or ''
+local changed = wish ~= '' and wish ~= '+' .. (redis.call('hget', KEYS[9], 'lag') or '')
+if changed or (for_version ~= '' and for_version ~= version) then return {'another lag is asked for'} end
+
+-- How many publishes lie between the newest version and what is served, and what is to be served: as many as the lag
+-- says, or as there are versions. A version that a restore published again ('=') is no publish of its own.
+local versions, lag, oldest, steps, at = tonumber(ARGV[3]), tonumber(ARGV[9]), 0, 0, nil
+if credit > 0 then versions = math.min(versions, credit) end
+while version and (steps <= lag or (not at and steps < lag + versions)) do
+  local parent = redis.call('hget', KEYS[11], version)
+  if version == ARGV[8] then at = steps end
+  if not parent then break end
+  oldest = steps
+  version = string.match(parent, '^%d+')
+  if string.sub(parent, -1) ~= '=' then steps = steps + 1 end
 end
-if behind >= versions or version ~= ARGV[8] then return {'weights are behind'} end
+local behind = (at or lag + versions) - math.min(lag, oldest)
+if behind < 0 then return {'weights are ahead'} end
+-- Every version that the server is behind what it is to serve has used up a version's worth of credit.
+if not at or behind >= versions then return {'weights are behind'} end
+
+-- In order, so has the group that is being drawn for longest: the groups that are out do not suffice to publish so many
+-- versions without it that it would come too late.
+local drawing, used, reason = KEYS[12], behind, 'staleness credit'
+while latest[4] == '1' do
+  local longest = redis.call('zrange', drawing, 0, 0, 'withscores')
+  if not longest[1] then break end
+  if redis.call('zscore', leases, longest[1]) then
+    local age = depth - tonumber(longest[2])
+    if age > used then used, reason = age, 'a group in flight' end
+    break
+  end
+  redis.call('zrem', drawing, longest[1]) -- its lease has ended
+end
 
 local leased = redis.call('zcard', leases)
-local room = (versions - math.max(behind, 0)) * tonumber(ARGV[4]) - leased - redis.call('scard', unapplied)
-local reason = 'staleness credit'
+local room = (versions - used) * tonumber(ARGV[4]) - leased - redis.call('scard', unapplied)
 local free = tonumber(ARGV[5]) - tonumber(redis.call('get', KEYS[6]) or 0)
 local byte_room = math.floor(free / tonumber(ARGV[6])) - leased
 if byte_room < room then room, reason = byte_room, 'byte credit' end
@@ -64,6 +92,7 @@ for _ = 1, n do
   local index = first[1] or string.format('%.0f', redis.call('incr', cursor) - 1)
   redis.call('zadd', leases, now + lease_ms, index)
   redis.call('hset', owners, index, ARGV[1])
+  redis.call('zadd', drawing, depth - behind, index)
   given[#given + 1] = index
 end
 return given

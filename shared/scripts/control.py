@@ -2,7 +2,8 @@
 
 from shared.scripts.parts import ALLOW_AT_MAXMEMORY, CHECK_EPOCH, NOW
 
-# KEYS epoch unapplied latest parents; ARGV epoch version parent step oldest_kept index...
+# KEYS epoch unapplied latest parents; ARGV epoch version parent step oldest_kept copy depth credit in_order index...
+# copy: '=' where a restore publishes its parent's weights again, else ''
 ANNOUNCE = (
     ALLOW_AT_MAXMEMORY
     + CHECK_EPOCH
@@ -11,12 +12,13 @@ local latest = tonumber(redis.call('hget', KEYS[3], 'policy_version') or -1)
 if tonumber(ARGV[2]) <= latest then
   return redis.error_reply('version ' .. ARGV[2] .. ' is not above the latest, ' .. latest)
 end
-redis.call('hset', KEYS[3], 'policy_version', ARGV[2], 'parent', ARGV[3], 'step', ARGV[4])
-redis.call('hset', KEYS[4], ARGV[2], ARGV[3])
+redis.call('hset', KEYS[3], 'policy_version', ARGV[2], 'parent', ARGV[3], 'step', ARGV[4],
+  'depth', ARGV[7], 'credit', ARGV[8], 'in_order', ARGV[9])
+redis.call('hset', KEYS[4], ARGV[2], ARGV[3] .. ARGV[6])
 for _, version in ipairs(redis.call('hkeys', KEYS[4])) do
   if tonumber(version) < tonumber(ARGV[5]) then redis.call('hdel', KEYS[4], version) end
 end
-for i = 6, #ARGV do redis.call('srem', KEYS[2], ARGV[i]) end
+for i = 10, #ARGV do redis.call('srem', KEYS[2], ARGV[i]) end
 return 1
 """
 )
@@ -44,6 +46,18 @@ if ARGV[1] ~= '0' then
     + """
 end
 redis.call('xadd', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'row', ARGV[2])
+return 1
+"""
+)
+
+# KEYS desired; ARGV text by at [instead_of] -> 1 changed, 0 wanted already, -1 another wish than instead_of is there
+WISH_LAG = (
+    ALLOW_AT_MAXMEMORY
+    + """
+local now = redis.call('hget', KEYS[1], 'lag') or ''
+if now == ARGV[1] then return 0 end
+if ARGV[4] and now ~= ARGV[4] then return -1 end
+redis.call('hset', KEYS[1], 'lag', ARGV[1], 'lag_by', ARGV[2], 'lag_at', ARGV[3])
 return 1
 """
 )

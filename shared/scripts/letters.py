@@ -37,7 +37,9 @@ if last then
   end
 end
 local entry = redis.call('xrange', groups, ARGV[5], ARGV[5])[1]
-local freed = entry and own(entry[2]) and #entry[2][6] or 0
+local known = entry and own(entry[2])
+local freed = known and #entry[2][6] or 0
+local latest = known and entry[2][8] or ''
 redis.call('xack', groups, ARGV[2], ARGV[5])
 redis.call('xdel', groups, ARGV[5])
 if redis.call('decrby', KEYS[3], freed) < 0 then redis.call('set', KEYS[3], 0) end
@@ -52,7 +54,7 @@ if cost > bound then
 end
 local id = redis.call('xadd', letters, '*', 'group_id', ARGV[6], 'prompt_index', index, 'reason', reason,
   'error', ARGV[9], 'entry_id', ARGV[5], 'server', ARGV[10], 'at', ARGV[11], 'size', #ARGV[12], 'cost', cost,
-  'payload', payload)
+  'payload', payload, 'latest', latest)
 if tonumber(index) >= 0 then
   redis.call('hset', buried, index, id .. ' ' .. reason)
   redis.call('srem', KEYS[7], index)
@@ -83,7 +85,8 @@ if redis.call('hget', buried, index) ~= ARGV[1] .. ' ' .. field.reason then
 end
 if redis.call('sismember', KEYS[5], index) == 1 then return 'refused: a group of prompt ' .. index .. ' is waiting' end
 if redis.call('hexists', KEYS[7], index) == 1 then return 'refused: prompt ' .. index .. ' is being drawn again' end
-redis.call('xadd', KEYS[4], '*', 'group_id', field.group_id, 'prompt_index', index, 'payload', field.payload)
+redis.call('xadd', KEYS[4], '*', 'group_id', field.group_id, 'prompt_index', index, 'payload', field.payload,
+  'latest', field.latest or '')
 redis.call('sadd', KEYS[5], index)
 redis.call('incrby', KEYS[6], #field.payload)
 redis.call('zrem', KEYS[8], index)

@@ -5,10 +5,11 @@ local t = redis.call('time')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 """
 
-# An entry as APPEND writes it; whatever else is in the stream was put there by somebody else.
+# An entry as APPEND writes it, perhaps without `latest`; whatever else is in the stream was put there by somebody else.
 OWN_ENTRY = """
 local function own(fields)
-  return #fields == 6 and fields[1] == 'group_id' and fields[3] == 'prompt_index'
+  local whole = #fields == 6 or (#fields == 8 and fields[7] == 'latest')
+  return whole and fields[1] == 'group_id' and fields[3] == 'prompt_index'
 end
 """
 

@@ -2,18 +2,20 @@
 
 from shared.scripts.parts import ALLOW_AT_MAXMEMORY, CHECK_EPOCH, OWN_ENTRY
 
-# KEYS groups leases owners unapplied bytes appended attempts acknowledged
+# KEYS groups leases owners unapplied bytes appended attempts acknowledged latest
 # ARGV server index group_id field payload known
 # -> {what, count}: what is 'stored', 'duplicate' (this index is in the stream already), 'lease lost', or 'data lost':
 # Redis remembers fewer appends of this server than the server does (known), and nothing was done.
-# count is how many appends of this server Redis remembers now.
+# count is how many appends of this server Redis remembers now. The entry says which version was the latest: what a
+# group's tokens are behind by now came in flight, what comes on top comes in the queue.
 APPEND = """
 local index = ARGV[2]
 local count = tonumber(redis.call('hget', KEYS[8], ARGV[1]) or 0)
 if count < tonumber(ARGV[6]) then return {'data lost', count} end
 if redis.call('sismember', KEYS[4], index) == 1 then return {'duplicate', count} end
 if redis.call('hget', KEYS[3], index) ~= ARGV[1] then return {'lease lost', count} end
-redis.call('xadd', KEYS[1], '*', 'group_id', ARGV[3], 'prompt_index', index, ARGV[4], ARGV[5])
+local latest = redis.call('hget', KEYS[9], 'policy_version') or ''
+redis.call('xadd', KEYS[1], '*', 'group_id', ARGV[3], 'prompt_index', index, ARGV[4], ARGV[5], 'latest', latest)
 redis.call('zrem', KEYS[2], index)
 redis.call('hdel', KEYS[3], index)
 redis.call('hdel', KEYS[7], index)

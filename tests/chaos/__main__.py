@@ -50,7 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--scenarios", default=",".join(map(str, SCENARIOS)), help="numbers, default: all")
     parser.add_argument("--short", action="store_true", help="the small form of each")
-    parser.add_argument("--jobs", type=int, default=1, help="scenarios at once")
+    parser.add_argument("--jobs", type=int, default=2, help="scenarios at once (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"), help="folder of the report")
     parser.add_argument("--keep", action="store_true", help="keep the runs' folders also where a scenario holds")
     arguments = parser.parse_args()

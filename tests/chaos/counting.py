@@ -22,18 +22,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 import learner.step
 from learner.__main__ import main
 from learner.batch import MicroBatch
 from learner.model import PolicyModel, TokenOutputs
+from learner.model_files import ModelFiles
 from shared.control import ControlState
 from shared.manifest import MANIFEST
 from shared.stream import GroupReader
@@ -95,8 +96,18 @@ class CountingPolicy(PolicyModel):
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return [[-1.0] * (len(sequence) - 1) for sequence in sequences]
 
-    def save(self, folder: Path) -> None:
-        save_file({"counters": self.module.counters.detach().clone()}, folder / "model.safetensors")
+    @cached_property
+    def files(self) -> ModelFiles:
+        return CountingFiles(self.module, self.dtype)
+
+
+class CountingFiles(ModelFiles):
+    """Of a module that transformers does not know."""
+
+    others: dict[str, bytes] = {}  # noqa: RUF012
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"counters": self._module.counters}
 
 
 class CountingSGD(torch.optim.SGD):

@@ -16,10 +16,11 @@ from redis.retry import Retry
 from shared.admission import Admission, Credit
 from shared.codec import encode_group
 from shared.config import load_config
-from shared.control import ControlState, EvaluationResult, Latest
+from shared.control import ControlState, EvaluationResult, LagWish, Latest
 from shared.errors import AccessError, StreamError
 from shared.intervals import Intervals
 from shared.keys import Keys
+from shared.lag import Asked
 from shared.letters import Letter
 from shared.redis_client import Client, connect, server_version
 from shared.stream import Appended, GroupReader, GroupWriter, backlog
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.system
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "redis"
 USERS = ("learner", "rollout", "control-plane", "operator")
-CREDIT = Credit(versions=5, groups_per_version=50, lag=0, max_bytes=2**30, group_bytes=1_000, lease_s=30)
+CREDIT = Credit(versions=5, groups_per_version=50, max_bytes=2**30, group_bytes=1_000, lease_s=30)
 KEYS = Keys("mine")
 OTHER = Keys("other")
 
@@ -104,6 +105,8 @@ def test_rollout_and_learner_do_all_of_their_work(run: Run) -> None:
     mine.beat("rollout:r0", {"kind": "rollout", "lag": 0}, 30)
     first, second, third = run.admission.lease(3, 0).indices
     assert run.admission.renew() == 3
+    assert run.admission.lease(1, 0, Asked(1, wish=b"8")).reason == "another lag is asked for"
+    assert (mine.descent(), mine.lag_wish(), run.writer.counted()) == ({0: -1}, LagWish(), 0)
     assert run.admission.held() == [first, second, third]
     payload = encode_group(group(first, "mine"))
     assert run.writer.append(first, f"mine:{first}", payload) is Appended.STORED
@@ -159,6 +162,8 @@ def test_the_control_plane_sees_everything_and_writes_what_is_wanted(run: Run) -
     plane.set_paused(True)
     plane.add_event("pause", "text", by="operator")
     assert run.control.paused()
+    assert plane.wish_lag(b"8", "operator")
+    assert ControlState(run.rollout, KEYS).lag_wish().text == b"8"
     assert backlog(run.plane, KEYS).groups == 0
     assert plane.phase() == ("starting", "")
     assert (plane.history(), len(plane.events()), plane.evaluations(), plane.pending_evaluations()) == ([], 1, [], [])

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing: `python -m tests.fuzz codec|manifest|control|recording [--runs N] [--seconds S]`.
+"""Coverage-guided fuzzing: `python -m tests.fuzz codec|manifest|control|recording|patch [--runs N] [--seconds S]`.
 
 Ends with an error at the first input that breaks a promise, takes more than five seconds or more than a gigabyte,
 and leaves that input in .cache/fuzz.
@@ -19,7 +19,7 @@ FOLDER = Path(".cache/fuzz")  # what was found to reach new code stays for the n
 def main() -> int:
     """Fuzzes one target; the fuzzer ends the process itself when it is done."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("target", choices=("codec", "manifest", "control", "recording"))
+    parser.add_argument("target", choices=("codec", "manifest", "control", "recording", "patch"))
     parser.add_argument("--runs", type=int, default=1_000_000, help="inputs; -1: no limit")
     parser.add_argument("--seconds", type=int, default=0, help="0: no limit")
     arguments = parser.parse_args()

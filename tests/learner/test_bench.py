@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import learner.bench
+import learner.bench_patches
 from learner.objective.registry import OBJECTIVES
 
 pytestmark = pytest.mark.system
@@ -44,3 +45,16 @@ def test_the_first_pass_is_a_part_of_the_step_where_it_keeps_no_graph(
 def test_it_needs_no_redis() -> None:
     code = "import sys, learner.bench; sys.exit('redis' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_patches_are_measured_over_real_steps_and_are_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learner.bench_patches, "MODEL", learner.bench.SMALL_QWEN3.model_copy(update={"head_dim": 32}))
+    learner.bench.main(["patches", "--device", "cpu", "--rounds", "2", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    found = told["by_learning_rate"]
+    assert all(rate["identical"] and len(rate["versions"]) == 2 for rate in found.values())
+    assert found["1e-06"]["share_max"] <= 0.03
+    assert found["1e-05"]["share_max"] <= 0.13
+    assert "NO" not in learner.bench_patches.table(told)

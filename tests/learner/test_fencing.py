@@ -28,7 +28,7 @@ PATIENT = ("admission.max_staleness=100", "learner.steps=100", "learner.retain_v
 def collected(learner: Learner) -> None:
     """A trained batch, nothing of it written yet."""
     assert learner.training.collect()
-    learner.training.train(learner.training.intake.take())
+    learner.training.train(learner.training.intake.take(learner.training.lineage))
 
 
 def stopped_before(owner: Any, name: str, meanwhile: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
@@ -87,13 +87,15 @@ def test_stopped_between_the_look_at_the_epoch_and_the_version_s_folder(
     other.is_the_only_one(4)
 
 
-@pytest.mark.parametrize("call", ["save", "sequence_logprobs"])
+@pytest.mark.parametrize("call", ["files.save_others", "files.tensors", "sequence_logprobs"])
 def test_stopped_while_it_writes_a_version(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     world = make_world(*PATIENT)
     old, other = world.learner(), TakeOver(world)
     world.append(4)
     collected(old)
-    stopped_before(old.training.parts.policy, call, other, monkeypatch)
+    *within, name = call.split(".")
+    policy = old.training.parts.policy
+    stopped_before(getattr(policy, within[0]) if within else policy, name, other, monkeypatch)
     with pytest.raises((FencedError, StoreError)):  # a torn folder may have been removed under its hands
         old.training.publish(old.evaluations)
     other.is_the_only_one(4)

@@ -173,12 +173,12 @@ def test_the_gate_looks_at_the_oldest_token_and_at_the_lag_that_was_asked_for(ma
         mixed = replace(first, versions=(VersionSpan(oldest, 0, 1), VersionSpan(4, 1, 3)))
         world.put(replace(drawn, trajectories=(mixed, *(drawn_by(4)(t) for t in others))))
         training.intake.read(training.rules)
-        assert bool(training.intake.take()) is good, (oldest, lag)
+        assert bool(training.intake.take(training.lineage)) is good, (oldest, lag)
         if not good:
             assert world.drops[index] == "too_stale"
     [row, _] = world.lines("dropped.jsonl")
     assert row["detail"] == "its oldest token is 2 versions old; allowed: lag 0 + max_staleness 1"
-    assert (row["length_mean"], row["reward_mean"]) == (4.5, 0.5)
+    assert (row["length_mean"], row["reward_mean"], row["staleness"], row["lag"]) == (4.5, 0.5, 2, 0)
 
 
 def test_a_group_that_was_finished_is_skipped_counted_and_deleted_late(world: World) -> None:

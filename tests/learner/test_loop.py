@@ -162,6 +162,17 @@ def test_waiting_in_vain_ends_the_run_and_names_what_was_missing(make_world: Mak
     assert "learner" not in world.control.members()
 
 
+def test_a_version_that_nobody_can_prove_ends_the_synchronous_run_with_the_reason(make_world: MakeWorld) -> None:
+    world = make_world("learner.idle_deadline_s=0.3", "admission.max_staleness=0")
+    world.control.beat("rollout:r0", {"kind": "rollout", "refused_version": 0, "refused_nats": 0.25}, 30)
+    learner = world.unstarted()
+    with pytest.raises(DeadlineError, match=r"rollout:r0 refuses version 0: its probe is off by 0\.25 nats"):
+        learner.run()
+    phase, reason = world.control.phase()
+    assert phase == "failed"
+    assert "refuses version 0" in reason
+
+
 def iterate_for(learner: Learner, seconds: float) -> None:
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
@@ -242,7 +253,7 @@ def test_a_fenced_learner_can_neither_publish_nor_record_nor_checkpoint_nor_dele
     old = world.learner()
     world.append(4)
     assert old.training.collect()
-    old.training.train(old.training.intake.take())
+    old.training.train(old.training.intake.take(old.training.lineage))
     old.training.ledger.deletable = [entry_id.decode() for entry_id, _ in world.client.xrange(world.keys.groups)]
     new = world.learner()
     stages = (old.training.collect, old.training.record, old.training.write_checkpoint, old.training.delete_finished)

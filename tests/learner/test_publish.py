@@ -70,9 +70,33 @@ def test_a_server_that_asks_for_more_lag_than_configured_is_heard(make_world: Ma
     assert world.store.versions() == [2, 3, 4, 5]
 
 
+def test_what_the_dial_can_ask_for_is_kept_before_it_is_asked_for(make_world: MakeWorld) -> None:
+    world = make_world("rollout.max_lag=3", "learner.retain_versions=1", "learner.checkpoint_every=100")
+    learner = world.learner()
+    for _ in range(5):
+        world.append(4)
+        learner.iterate()
+    assert world.store.versions() == [2, 3, 4, 5]
+
+
+def test_a_wish_is_kept_for_even_by_a_learner_that_was_started_with_less(make_world: MakeWorld) -> None:
+    world = make_world("learner.retain_versions=1", "learner.checkpoint_every=100")
+    learner = world.learner()
+    world.control.wish_lag(b'"uniform:0:3"', "operator")
+    for _ in range(5):
+        world.append(4)
+        learner.iterate()
+    assert world.store.versions() == [2, 3, 4, 5]
+
+
 def test_after_a_restore_the_lag_can_still_be_served() -> None:
     lineage = Lineage((START,), 10).restored(10, 20, {})
-    assert versions_to_keep(lineage, lag=3, retain=1, restorable=[8]) == {20, 10, 9, 8, 7, 6}
+    assert versions_to_keep(lineage, lag=3, retain=1, restorable=[8]) == {20, 10, 9, 8, 7, 6, 5}, "20 is 10 again"
+
+
+def test_a_version_that_a_waiting_group_was_drawn_by_is_kept() -> None:
+    lineage = Lineage((START,), 10).restored(4, 20, {})
+    assert versions_to_keep(lineage, 0, 1, [], pending=[2, 7]) == {20, 4, 2}, "7 was abandoned"
 
 
 def test_what_a_torn_publish_left_is_passed_over_and_removed(world: World) -> None:
@@ -93,3 +117,17 @@ def test_a_publish_that_fails_leaves_nothing_behind_and_may_be_tried_again(
             publisher.write(1, 0, 1)
     publisher.write(1, 0, 1)
     assert world.store.versions() == [0, 1]
+
+
+def test_versions_of_a_lineage_are_patches_of_each_other_until_a_restore(make_world: MakeWorld) -> None:
+    world = make_world("model.dtype=bfloat16", "learner.learning_rate=1e-6", "learner.checkpoint_every=1")
+    learner = world.learner()
+    for _ in range(2):
+        world.append(4)
+        learner.iterate()
+    assert [world.store.manifest(version).base for version in range(3)] == [-1, 0, 1]
+    counted = {kind: learner.metrics.published_bytes.labels(kind)._value.get() for kind in ("whole", "patch")}
+    assert 0 < counted["patch"] < 0.2 * counted["whole"]
+    world.learner()
+    assert world.store.manifest(3).parent == 2
+    assert world.store.manifest(3).base == -1, "a learner that begins has no bytes to compare with"

@@ -58,7 +58,7 @@ def go_until(learner: Learner, step: int, last_stage: str) -> None:
         collect(training)
         if training.step == step - 1 and last_stage == "collect":
             return
-        training.train(training.intake.take())
+        training.train(training.intake.take(training.lineage))
         due = {"publish": training.publish_due, "record": True, "write_checkpoint": training.checkpoint_due}
         for stage in STAGES[1:]:
             if stage == "publish" and due["publish"]:
@@ -223,13 +223,15 @@ def test_an_announcement_whose_answer_was_lost_still_frees_the_credit(world: Wor
     world.append(4)
     training = learner.training
     training.collect()
-    training.train(training.intake.take())
+    training.train(training.intake.take(training.lineage))
     answers: list[str] = []
     publisher = training.parts.publisher
     announce = publisher.announce
 
-    def announce_then_lose_the_answer(latest: Latest, oldest_kept: int, applied: Sequence[int]) -> None:
-        announce(latest, oldest_kept, applied)
+    def announce_then_lose_the_answer(
+        latest: Latest, oldest_kept: int, applied: Sequence[int], copy: bool = False
+    ) -> None:
+        announce(latest, oldest_kept, applied, copy)
         answers.append("lost")
         if len(answers) == 1:
             raise StreamError("Redis cannot be reached: the connection was reset")

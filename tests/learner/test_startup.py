@@ -54,6 +54,19 @@ def test_versions_that_restores_published_are_known_from_the_store_where_redis_h
     assert (lineage.latest, lineage.advanced().staleness(1)) == (2, 1)
 
 
+def test_what_a_restore_publishes_is_told_to_be_a_copy_of_its_parent(world: World) -> None:
+    learner = world.learner()
+    world.append(4)
+    learner.iterate()
+    assert world.control.descent() == {0: -1, 1: 0}
+    learner.training.write_checkpoint()
+    learner = world.learner()
+    assert (world.control.parents(), world.control.descent()) == ({0: -1, 1: 0, 2: 1}, {0: -1, 1: 0, 2: 0})
+    world.client.delete(world.keys.parents, world.keys.latest)
+    learner.training.reopen()
+    assert world.control.descent() == {0: -1, 1: 0, 2: 0}, "a Redis that forgot is told so too"
+
+
 def test_a_living_learner_keeps_its_run_and_its_name(world: World) -> None:
     world.control.set_phase("running")
     parent = os.getppid()
@@ -104,3 +117,23 @@ def test_the_files_of_an_abandoned_branch_are_moved_aside(make_world: MakeWorld)
         learner.iterate()
     assert world.drops == {failing: "failure"}, "it is found in the stream again"
     assert [row["policy_version"] for row in world.lines("evaluations.jsonl")] == [0, 1, 2, 4]
+
+
+def test_after_a_power_loss_no_lag_leads_to_a_version_that_it_has_torn(make_world: MakeWorld) -> None:
+    world = make_world("rollout.lag=4", "learner.checkpoint_every=4")
+    learner = world.learner()
+    for _ in range(5):
+        world.append(4)
+        learner.iterate()
+    assert sorted(world.control.parents()) == [0, 1, 2, 3, 4, 5]
+    for version in (2, 4, 5):  # version 4 is the checkpoint's
+        shard = world.store.folder(version) / "model.safetensors"
+        shard.write_bytes(bytes(shard.stat().st_size))
+    (world.store.root / "boot").write_bytes(b"an earlier start of the machine")
+    learner = world.learner()
+    parents = world.control.parents()
+    assert sorted(parents) == [0, 1, 3, 6]
+    assert parents[6] == 4, "its weights are those of the checkpoint, published anew"
+    assert learner.training.lineage.advanced().staleness(5) == 0
+    assert world.store.versions() == [0, 1, 3, 6]
+    world.store.hold(6, "r0")

@@ -81,7 +81,7 @@ class World:
         self.stop = StopFlag()
         self._learners: list[Learner] = []
         self._policies: dict[int, PolicyModel] = {}
-        credit = Credit(versions=10**6, groups_per_version=10**6, lag=0, max_bytes=2**40, group_bytes=1, lease_s=30.0)
+        credit = Credit(versions=10**6, groups_per_version=10**6, max_bytes=2**40, group_bytes=1, lease_s=30.0)
         self.admission = Admission(client, self.keys, "s0", credit)
         self.writer = GroupWriter(client, self.keys, "s0")
 
@@ -121,8 +121,8 @@ class World:
         version = self.latest if version is None else version
         drawn = builders.group(index, self.config.run.id, GROUP_SIZE, version, **changes)
         if version not in self._policies:
-            folder = str(self.store.folder(version))
-            self._policies[version] = PolicyModel.load(folder, "float32", torch.device("cpu"))
+            _, folder = self.store.hold(version, "s0")
+            self._policies[version] = PolicyModel.load(str(folder), "float32", torch.device("cpu"))
         return with_true_logprobs(drawn, self._policies[version])
 
     def append(self, count: int, version: int | None = None) -> list[int]:

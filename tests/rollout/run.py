@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from rollout.parts import Parts
 from rollout.server import RolloutServer
@@ -23,7 +24,7 @@ from shared.redis_client import connect
 from shared.store import PolicyStore
 from shared.stream import Entry, GroupReader, backlog
 from shared.types import Group
-from tests.rollout.models import load_model, probe_of, step_away
+from tests.rollout.models import PROBE, load_model, probe_of, step_away
 
 
 class Run:
@@ -54,6 +55,10 @@ class Run:
         self.control.announce(self.epoch, Latest(self.version, parent, 0), 0, applied or [])
         return self.version
 
+    def lie(self) -> Probe:
+        """A probe that no engine answers: each log-prob is off by 1 nat."""
+        return Probe(PROBE, [[value + 1.0 for value in row] for row in probe_of(self.model).logprobs])
+
     def step(self, size: float = 0.05) -> None:
         """Moves the weights."""
         step_away(self.model, size, seed=self.version + 2)
@@ -81,6 +86,11 @@ class Run:
     def write_config(self, path: Path) -> Path:
         path.write_text(dump_config(self.config))
         return path
+
+
+def versions_of(groups: list[Group]) -> set[int]:
+    """The versions that drew their tokens."""
+    return {span.policy_version for group in groups for t in group.trajectories for span in t.versions}
 
 
 def small(config: Config, model: Path, *overrides: str) -> Config:
@@ -128,7 +138,7 @@ async def serving(parts: Parts) -> AsyncIterator[asyncio.Task[None]]:
         raise error
 
 
-async def until(condition: Callable[[], bool], what: str, task: asyncio.Task[None], deadline_s: float = 8.0) -> None:
+async def until(condition: Callable[[], bool], what: str, task: asyncio.Future[Any], deadline_s: float = 8.0) -> None:
     """Waits for a condition while the server lives."""
     ends = time.monotonic() + deadline_s
     while not await asyncio.to_thread(condition):

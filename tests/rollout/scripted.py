@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rollout.engines.base import TensorReport
 from shared.types import Completion, FinishReason, Float32Array, Int32Array, SamplingSettings, VersionSpan
 
 
@@ -24,6 +25,11 @@ class Scripted:
         return [self._script.pop(0) for _ in range(n)]
 
     async def start(self, folder: Path, policy_version: int) -> None: ...
+
+    async def stage(self, folder: Path) -> None: ...
+
+    async def check_tensors(self, folder: Path) -> TensorReport:
+        return TensorReport()
 
     async def load(self, folder: Path, policy_version: int) -> float:
         return 0.0

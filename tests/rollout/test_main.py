@@ -75,7 +75,7 @@ def test_sigterm_ends_the_server_in_order_although_its_scorers_hang(
 def test_a_server_that_cannot_go_on_says_why_in_one_line_and_exits_with_1(
     config: Config, tiny_model: Path, tmp_path: Path
 ) -> None:
-    run = Run(small(config, tiny_model))
+    run = Run(small(config, tiny_model, "rollout.max_refused_versions=1"))
     run.publish(Probe(PROBE, [[-1.0] * (len(row) - 1) for row in PROBE]))
     with started(run, tmp_path) as process:
         _, log = process.communicate(timeout=60)
@@ -83,6 +83,7 @@ def test_a_server_that_cannot_go_on_says_why_in_one_line_and_exits_with_1(
     last = last_row(log)
     assert last["error"] == "UnprovenVersionError"
     assert last["component"] == "rollout:r0"
+    assert "versions [0] could not be proven" in last["reason"]
     assert "version 0 is not what the engine serves: its probe is off by" in last["reason"]
     assert "Traceback" not in log
     assert run.groups() == []

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from rollout.proof import Floor
 from rollout.status import Status
 from shared.config import Config
 from tests.rollout.run import parts_of, small
@@ -31,7 +32,9 @@ def test_the_most_important_topic_is_what_the_state_says(status: Status) -> None
 
 
 def test_the_heartbeat_has_every_number_that_others_read(status: Status) -> None:
-    status.serves(7, 2e-6)
+    status.serves(7, Floor(1e-6, 2e-6, 0.999))
+    for seconds in (*([0.02] * 98), 0.5, 0.9):
+        status.paused(seconds)
     status.in_flight(3)
     status.appended(40)
     status.appended(2)
@@ -40,9 +43,24 @@ def test_the_heartbeat_has_every_number_that_others_read(status: Status) -> None
         "kind": "rollout",
         "policy_version": 7,
         "proof_max_nats": 2e-6,
+        "floor_mean_nats": 1e-6,
+        "floor_token_ess": 0.999,
+        "pause_median_s": 0.02,
+        "pause_p99_s": 0.5,
         "in_flight": 3,
         "groups": 2,
         "tokens": 42,
     }
     assert expected.items() <= told.items()
     assert {"pid", "host", "state", "since", "lag", "metrics", "engine", "device"} <= told.keys()
+
+
+def test_a_refused_version_is_said_until_another_is_served(status: Status) -> None:
+    status.refuses(3, 0.25)
+    told = status.heartbeat.status
+    assert (told["policy_version"], told["refused_version"], told["refused_nats"]) == (-1, 3, 0.25)
+    status.refuses(3, float("nan"))
+    assert status.heartbeat.status["refused_nats"] is None
+    status.serves(4, Floor(1e-6, 2e-6, 1.0))
+    told = status.heartbeat.status
+    assert (told["policy_version"], told["refused_version"], told["refused_nats"]) == (4, None, None)

@@ -16,6 +16,7 @@ import torch
 from learner.transfer.channel import Channel
 from learner.transfer.checksums import tensor_checksum
 from learner.transfer.senders import GlooSender
+from rollout.engines.renewable import RenewableEngine
 from rollout.engines.transfer import Meeting, Receiving
 from rollout.engines.transfer_worker import Checked
 from rollout.engines.transformers import TransformersEngine
@@ -24,7 +25,7 @@ from rollout.sync import Syncer
 from shared.config import Config
 from shared.config.transfer import TransferConfig
 from shared.control import Latest
-from shared.errors import TransferError, UnprovenVersionError
+from shared.errors import TransferError
 from shared.log import configure
 from shared.tensor_table import TensorRow, write_table
 from shared.transfer import Call, Transfers
@@ -71,11 +72,16 @@ class Wire:
 
     def __init__(self, config: Config, parts: Parts) -> None:
         self.run, self.parts = Run(config), parts
-        self.engine = WiredTransformers(dtype="float32", device="cpu")
+        self.made: list[WiredTransformers] = []
+        self.engine = RenewableEngine(self.make(), self.make)
         self.syncer = Syncer(parts, self.engine)
         self.transfers = Transfers(self.run.client, self.run.keys)
         log = configure(config.run.id, "learner", "error")
         self.channel = Channel(TRANSFER, self.run.control, self.transfers, GlooSender(), self.run.epoch, log)
+
+    def make(self) -> WiredTransformers:
+        self.made.append(WiredTransformers(dtype="float32", device="cpu"))
+        return self.made[-1]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         named = dict(self.run.model.named_parameters())
@@ -158,26 +164,65 @@ async def test_one_tensor_of_the_version_before_is_noticed_on_the_wire_and_files
     version = wire.publish_table()
     name = "model.layers.1.mlp.down_proj.weight"
     assert await wire.follow_while_sent(version, {**wire.tensors(), name: stale[name]}) == set()
-    assert not wire.syncer.gate.is_set(), "a mixture must not draw"
+    assert (wire.syncer.served, wire.syncer.halted.is_set()) == (-1, True), "a mixture must not draw"
+    assert wire.parts.status.heartbeat.status["policy_version"] == -1
     assert wire.transfers.wanted() == version
     [event] = wire.run.control.events()
     assert f"r0: {name} is not what was published" in event["text"]
     wire.files_of(version)
     await wire.syncer.follow(version)
-    assert (wire.syncer.served, wire.syncer.gate.is_set()) == (version, True)
+    assert (wire.syncer.served, wire.syncer.halted.is_set()) == (version, False)
     assert await wire.serves()
+    assert len(wire.made) == 1, "a failed transfer is no reason for a fresh engine"
     wire.run.step()
     assert await wire.follow_while_sent(wire.publish_table()) == {"r0"}
     assert await wire.serves()
 
 
-async def test_what_the_learner_itself_published_wrongly_is_refused_by_the_probe(wire: Wire) -> None:
+async def test_where_the_probe_refuses_what_came_over_the_wire_the_files_are_asked_for(wire: Wire) -> None:
     stale = wire.tensors()
     wire.run.step()
     version = wire.publish_table(of=stale)  # the checksums are of what is sent, the probe is of the new weights
-    with pytest.raises(UnprovenVersionError, match=f"version {version} is not what the engine serves"):
-        await wire.follow_while_sent(version, stale)
-    assert (wire.syncer.served, wire.syncer.gate.is_set()) == (0, False)
+    await wire.follow_while_sent(version, stale)
+    heartbeat = wire.parts.status.heartbeat
+    refused = heartbeat.status["refused_version"]
+    assert (wire.syncer.served, wire.syncer.halted.is_set(), refused) == (-1, True, version)
+    assert (wire.transfers.wanted(), wire.run.control.events()) == (version, [])
+    wire.files_of(version)
+    await wire.syncer.follow(version)
+    assert (wire.syncer.served, heartbeat.status["refused_version"], len(wire.made)) == (version, None, 1)
+    assert await wire.serves()
+
+
+async def test_where_a_version_has_files_too_they_are_taken_at_once_when_the_wire_fails(wire: Wire) -> None:
+    stale = wire.tensors()
+    wire.run.step()
+    version = wire.publish_table()
+    wire.files_of(version)
+    assert await wire.follow_while_sent(version, stale) == set()
+    assert (wire.syncer.served, wire.transfers.wanted(), len(wire.made)) == (version, -1, 1)
+    assert await wire.serves()
+
+
+async def test_versions_on_the_wire_are_not_taken_for_one_version_under_two_names(wire: Wire) -> None:
+    for _ in range(2):
+        wire.run.step()
+        await wire.follow_while_sent(wire.publish_table())
+    assert (wire.syncer.served, wire.run.control.events()) == (2, [])
+
+
+async def test_a_fresh_engine_asks_for_a_group_of_its_own_instead_of_hanging_in_the_old_one(wire: Wire) -> None:
+    wire.run.step()
+    await wire.follow_while_sent(wire.publish_table())
+    await wire.engine.renew(wire.run.store.folder(0), 0)
+    wire.run.step()
+    version = wire.publish_table()
+    assert await wire.follow_while_sent(version) == set()
+    [event] = wire.run.control.events()
+    assert "r0: the engine is a fresh one" in event["text"]
+    wire.run.step()
+    assert await wire.follow_while_sent(wire.publish_table()) == {"r0"}
+    assert await wire.serves()
 
 
 async def test_a_server_that_is_not_called_serves_on_asks_for_files_and_takes_them(wire: Wire) -> None:

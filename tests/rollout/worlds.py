@@ -31,6 +31,15 @@ class Parity(SingleTurn):
         return Done(even, {"even": even})
 
 
+class Shade(Parity):
+    """Worth the first token's number: completions of a group are hardly ever worth the same, so every step moves."""
+
+    name = "shade"
+
+    def score(self, task: Task, completion_ids: Int32Array) -> Done:
+        return Done(int(completion_ids[0]) / 258, {})
+
+
 class Taught(Parity):
     """Has an expert, who answers with each of `answers`; nothing at all to prompt 3."""
 
@@ -92,6 +101,20 @@ class TwoTurns(Environment):
             return Continue(self.question)
         spoken = float(sum(turn.stop - turn.start for turn in transcript.turns))
         return Done(spoken, {"spoken": spoken})
+
+
+class Patient(TwoTurns):
+    """As TwoTurns, but the second turn of prompt 0 begins only when `release` is set."""
+
+    release = threading.Event()
+
+    def task(self, index: int) -> Task:
+        return Task(np.asarray([10, index % 200], dtype=np.int32), index)
+
+    async def step(self, task: Task, transcript: Transcript) -> Continue | Done:
+        if task.data == 0:
+            await asyncio.to_thread(self.release.wait, 30)
+        return await super().step(task, transcript)
 
 
 class Unfinished(Environment):

@@ -46,6 +46,7 @@ def test_help_names_every_command_and_a_first_step() -> None:
         "config",
         "doctor",
         "report",
+        "lag",
         "dead-letters",
         "record",
         "replay",

@@ -9,10 +9,11 @@ from shared.admission import Admission, Credit
 from shared.control import ControlState, Latest
 from shared.intervals import Intervals
 from shared.keys import Keys
+from shared.lag import Asked
 from shared.redis_client import Client
 from shared.stream import Appended, GroupReader, GroupWriter, backlog
 
-CREDIT = Credit(versions=3, groups_per_version=2, lag=0, max_bytes=10_000, group_bytes=1_000, lease_s=30)
+CREDIT = Credit(versions=3, groups_per_version=2, max_bytes=10_000, group_bytes=1_000, lease_s=30)
 
 
 @pytest.fixture
@@ -118,11 +119,57 @@ def test_a_lag_that_was_asked_for_costs_nothing_and_is_counted_along_the_ancestr
     """After a restore the numbers jump: 9 is the child of 2."""
     for version, parent in ((1, 0), (2, 1), (9, 2), (10, 9)):
         control.announce(epoch, Latest(version, parent, version), 0, [])
-    lagging = server(client, keys, credit=replace(CREDIT, versions=1, lag=2))
-    assert lagging.lease(9, served_version=1).reason == "weights are behind"
-    assert lagging.lease(9, served_version=7).reason == "weights are behind"  # of no known ancestor
-    assert lagging.lease(1, served_version=2).indices == (0,)
-    assert lagging.lease(1, served_version=9).indices == (1,)
+    lagging, lag = server(client, keys, credit=replace(CREDIT, versions=1)), Asked(2)
+    assert lagging.lease(9, 1, lag).reason == "weights are behind"
+    assert lagging.lease(9, 7, lag).reason == "weights are behind"  # of no known ancestor
+    assert lagging.lease(9, 9, lag).reason == "weights are ahead"
+    assert lagging.lease(9, 10, lag).reason == "weights are ahead"
+    assert lagging.lease(1, 2, lag).indices == (0,)
+
+
+def test_a_lag_beyond_the_oldest_version_asks_for_the_oldest(
+    client: Client, keys: Keys, control: ControlState, epoch: int, reader: GroupReader
+) -> None:
+    a = server(client, keys, credit=replace(CREDIT, versions=1))
+    assert a.lease(1, 0, Asked(5)).indices == (0,)
+    control.announce(epoch, Latest(1, 0, 1), 0, [])
+    assert a.lease(9, 1, Asked(5)).reason == "weights are ahead"
+    assert a.lease(1, 0, Asked(5)).indices == (1,)
+    control.announce(epoch, Latest(2, 1, 2), 1, [])  # 0 is not kept any more
+    assert a.lease(9, 0, Asked(5)).reason == "weights are behind"
+
+
+def test_a_version_that_a_restore_published_again_is_no_publish_of_its_own(
+    client: Client, keys: Keys, control: ControlState, epoch: int, reader: GroupReader
+) -> None:
+    """20 has the weights of 2, and 21 is one publish after both."""
+    for version, parent in ((1, 0), (2, 1), (3, 2), (20, 2), (21, 20)):
+        control.announce(epoch, Latest(version, parent, version), 0, [], copy=version == 20)
+    assert control.parents() == {0: -1, 1: 0, 2: 1, 3: 2, 20: 2, 21: 20}
+    assert control.descent() == {0: -1, 1: 0, 2: 1, 3: 2, 20: 1, 21: 20}
+    a = server(client, keys, credit=replace(CREDIT, versions=1, groups_per_version=9))
+    given = {
+        (lag, version)
+        for lag in range(5)
+        for version in (0, 1, 2, 3, 20, 21)
+        if a.lease(1, version, Asked(lag)).indices
+    }
+    assert given == {(0, 21), (1, 20), (1, 2), (2, 1), (3, 0), (4, 0)}
+
+
+def test_a_lease_is_for_the_lag_that_is_wanted_when_it_is_taken(
+    client: Client, keys: Keys, control: ControlState, epoch: int, reader: GroupReader
+) -> None:
+    a = server(client, keys)
+    assert a.lease(1, 0, Asked(0, wish=b"")).indices == (0,)
+    control.wish_lag(b"4", "operator")
+    assert a.lease(1, 0, Asked(0, wish=b"")).reason == "another lag is asked for"
+    assert a.lease(1, 0, Asked(4, wish=b"4")).indices == (1,)
+    assert a.lease(1, 0).indices == (2,), "whoever follows no wish"
+    assert a.lease(1, 0, Asked(4, wish=b"4", version=0)).indices == (3,)
+    control.announce(epoch, Latest(1, 0, 1), 0, [])
+    assert a.lease(1, 0, Asked(4, wish=b"4", version=0)).reason == "another lag is asked for"
+    assert a.lease(1, 0, Asked(4, wish=b"4")).indices == (4,)
 
 
 def test_an_operator_and_the_end_of_the_run_stop_admission(

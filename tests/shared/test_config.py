@@ -36,6 +36,15 @@ def test_what_is_shown_can_be_read_back_and_holds_no_secret(tmp_path: Path) -> N
     assert again == config
 
 
+def test_a_password_in_the_stores_address_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["store.url=s3://ann:hunter2@host/x"], {})
+    assert "hunter2" not in str(caught.value)
+    config = load_config(None, ["store.url=https://host/x/", "store.token=only-for-looking-0123"], {})
+    assert config.store.url == "https://host/x"
+    assert "only-for-looking" not in dump_config(config) + repr(config)
+
+
 def test_what_is_derived_from_the_configuration() -> None:
     config = load_config(
         None, ["learner.publish_every=8", "learner.minibatches=2", "learner.passes=2", "learner.checkpoint_every=8"], {}
@@ -55,6 +64,11 @@ def test_a_group_s_bytes_are_reckoned_with_its_experts() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("store.url=s3://ann:hunter2@host/x", r"store\.url: it holds a user or a password"),
+        ("store.endpoint=http://127.0.0.1:9000", r"store\.endpoint is for a store\.url that begins with s3://"),
+        ("store.token=only-for-looking-0123", r"store\.token is for a store\.url that begins with http"),
+        ("store.full_every=0", r"store\.full_every: .*greater than or equal to 1"),
+        ("store.part_bytes=1KiB", r"store\.part_bytes: .*65536"),
         ("learner.stepz=3", r"learner\.stepz: unknown key; known here: .*steps"),
         ("lerner.steps=3", r"lerner: unknown key; known here: .*learner"),
         ("rollout.engine.kind=sglang", r"rollout\.engine: .*'vllm', 'transformers'"),
@@ -106,7 +120,16 @@ def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(override: str, 
             ["store.transfer.kind=gloo", "rollout.engine.kind=transformers"],
             r"transfer\.kind is gloo, which only vLLM can take: set it to files or rollout\.engine\.kind to vllm",
         ),
-        (["store.transfer.kind=gloo", "rollout.lag=2"], r"rollout\.lag is 2: a server that lags wants versions that"),
+        (["store.transfer.kind=gloo", "rollout.lag=2"], r"rollout\.lag asks for up to 2 versions: a server that lags"),
+        (["store.transfer.kind=gloo", "rollout.sync=drain"], r"rollout\.sync is drain: .*; set it to in_flight"),
+        (
+            ["store.transfer.kind=nccl", "store.url=s3://bucket/run"],
+            r"store\.url is given: .* a folder that learner and",
+        ),
+        (
+            ["store.transfer.kind=gloo", "store.cache=/var/cache"],
+            r"store\.cache is given: .* a folder that learner and",
+        ),
         (["store.transfer.kind=gloo", "learner.device=cuda"], r"gloo, which does not go with learner\.device cuda"),
         (["store.transfer.kind=nccl", "rollout.engine.device=cpu"], r"not go with rollout\.engine\.device cpu"),
         (["store.transfer.kind=gloo", "rollout.engine.tensor_parallel_size=2"], r"tensor_parallel_size must be 1"),
@@ -133,10 +156,10 @@ def test_combinations_too_are_told_all_at_once() -> None:
 def test_keys_of_another_kind_are_said_to_be_such() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["rollout.engine={max_model_len: 64, nonsense: 1}", "rollout.engine.kind=transformers"], {})
-    assert "engine.max_model_len: does not belong to kind transformers, whose keys are device, kind" in str(
+    assert "engine.max_model_len: does not belong to kind transformers, whose keys are device, dtype, kind" in str(
         caught.value
     )
-    assert "engine.nonsense: unknown key; known here: device, kind" in str(caught.value)
+    assert "engine.nonsense: unknown key; known here: device, dtype, kind" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from shared.control import ControlState, EvaluationResult, Latest
+from shared.control import ControlState, EvaluationResult, LagWish, Latest
+from shared.errors import StreamError
 from shared.keys import Keys
 from shared.redis_client import Client
 
@@ -98,3 +99,16 @@ def test_the_wish_for_recorded_bytes(control: ControlState, client: Client, keys
     assert control.record_bytes() == 2**40
     client.hset(keys.desired, "record_bytes", "much")
     assert control.record_bytes() is None
+
+
+def test_a_wish_for_a_lag_may_be_repeated_and_says_who_and_when(control: ControlState) -> None:
+    assert control.lag_wish() == LagWish()
+    assert control.wish_lag(b"8", "ann")
+    assert not control.wish_lag(b"8", "bob")
+    found = control.lag_wish()
+    assert (found.text, found.by, time.time() - (found.at or 0) < 60) == (b"8", "ann", True)
+    with pytest.raises(StreamError, match="somebody else has just changed the lag"):
+        control.wish_lag(b"9", "bob", instead_of=b"7")
+    assert control.wish_lag(b"9", "bob", instead_of=b"8")
+    assert control.wish_lag(b"", "bob")
+    assert control.lag_wish() == LagWish()

@@ -114,6 +114,7 @@ def test_a_requeued_letter_is_in_the_stream_as_its_server_had_appended_it(yard: 
     assert requeue(yard.client, yard.keys, letter_id) == "requeued"
     [again] = yard.open.read(9)
     assert (again.group_id, again.prompt_index, again.payload) == (entry.group_id, 0, b"rubbish")
+    assert again.latest == entry.latest == 0
     now = backlog(yard.client, yard.keys)
     assert (now.groups, now.bytes, now.unapplied, now.dead_letters, now.appended) == (1, 7, 1, 0, 1)
     assert yard.open.buried() == {}

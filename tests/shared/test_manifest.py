@@ -14,7 +14,8 @@ from shared.errors import StoreError
 from shared.manifest import MANIFEST, Manifest, Probe, StoredFile, parse, seal, unseal
 from shared.store import MAX_SMALL, PolicyStore, read_small, stored_file
 
-GOOD = asdict(Manifest(3, 2, 30, 1.5, [StoredFile("model.safetensors", 1, "0" * 64)], Probe([[1, 2, 3]], [[-0.5, -1]])))
+XXH, SHA = "xxh3_128:" + "0" * 32, "sha256:" + "0" * 64
+GOOD = asdict(Manifest(3, 2, 30, 1.5, [StoredFile("model.safetensors", 1, XXH)], Probe([[1, 2, 3]], [[-0.5, -1]])))
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -31,6 +32,32 @@ def test_a_good_one_comes_back() -> None:
     assert asdict(parse(unseal(seal(GOOD), "here"), "here")) == GOOD
 
 
+def test_a_manifest_of_an_earlier_release_is_read() -> None:
+    old = {key: value for key, value in GOOD.items() if key not in ("base", "depth")}
+    old["files"] = [{"name": "model.safetensors", "size": 1, "sha256": "0" * 64}]
+    sealed = seal(old).replace(b'"format": 2', b'"format": 1')
+    assert parse(unseal(sealed, "here"), "here").files == [StoredFile("model.safetensors", 1, SHA)]
+
+
+def patched(**changes: Any) -> dict[str, Any]:
+    patch = {"name": "model.patch", "size": 1, "checksum": XXH}
+    return {**changed("files.0.patch", patch), "base": 2, "depth": 1, **changes}
+
+
+def test_a_patch_is_of_a_lower_version_and_lies_in_the_same_folder() -> None:
+    assert parse(unseal(seal(patched()), "here"), "here").stored_bytes == 1
+    wrong = [{"base": 3}, {"base": 4}, {"base": -1}, {"depth": 0}, {"depth": 1000}]
+    bad = [patched(**change) for change in wrong]
+    for name in ("../x", MANIFEST, "", "a/b", None):
+        bad.append(patched())
+        bad[-1]["files"][0]["patch"]["name"] = name
+    bad.append(patched())
+    bad[-1]["files"].append({"name": "model.patch", "size": 1, "checksum": XXH})
+    for data in bad:
+        with pytest.raises(StoreError, match="here is not a manifest of this format"):
+            parse(unseal(seal(data), "here"), "here")
+
+
 OUTSIDE = ["../x", "/etc/passwd", "..", ".", "", "a/b", "a\0b", "x" * 256, MANIFEST, "\ud800", None, 7, ["a"]]
 
 
@@ -40,11 +67,16 @@ def test_no_name_leads_out_of_its_folder(name: Any) -> None:
         parse(unseal(seal(changed("files.0.name", name)), "here"), "here")
 
 
+PATCH = {"name": "p", "size": 1, "checksum": XXH}
+MANY = [{**GOOD["files"][0], "name": str(number)} for number in range(5000)]
 WRONG = [
     ("policy_version", "3"), ("policy_version", True), ("policy_version", -2), ("policy_version", 2**70),
     ("parent", None), ("step", 1.5), ("created_at", "now"), ("created_at", float("nan")), ("created_at", True),
     ("files", {}), ("files", [1]), ("files", [{"name": "a"}]), ("files.0.size", -1), ("files.0.size", "1"),
-    ("files.0.sha256", "0"), ("files.0.sha256", 7), ("probe", []), ("probe.sequences", 3), ("probe.sequences.0", "abc"),
+    ("files.0.checksum", "0"), ("files.0.checksum", 7), ("files.0.checksum", "0" * 64), ("files.0.checksum", "md5:00"),
+    ("files.0.sha256", "0" * 64), ("files.0.size", 2**50), ("files", MANY),
+    ("base", 2), ("depth", 1), ("depth", -1), ("base", "2"), ("files.0.patch", PATCH), ("files.0.patch", 7),
+    ("probe", []), ("probe.sequences", 3), ("probe.sequences.0", "abc"),
     ("probe.sequences.0.1", -1), ("probe.sequences.0.1", 2**31), ("probe.sequences.0.1", 1.0),
     ("probe.logprobs.0.1", float("-inf")), ("probe.logprobs.0.1", None), ("probe.logprobs.0", [-0.5]),
     ("probe.logprobs", []), ("colour", "blue"), ("files", [GOOD["files"][0]] * 2),

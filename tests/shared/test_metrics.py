@@ -1,15 +1,61 @@
 """What the learner's endpoint says."""
 
+import math
+
+import numpy as np
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.metrics import LearnerMetrics
+from shared.records import Dropped, StepRecord
+from tests.services.rows import step
 
 
 def samples(metrics: LearnerMetrics) -> dict[tuple[str, str], float]:
     """Value by (name, le)."""
     families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
     return {(s.name, s.labels.get("le", "")): s.value for family in families for s in family.samples}
+
+
+def test_the_parts_of_staleness_are_counted_by_part() -> None:
+    metrics = LearnerMetrics()
+    parts = {"lag": np.array([2, 2]), "flight": np.array([0, 1]), "queue": np.array([3, 0])}
+    metrics.count_staleness(np.array([5, 3]), parts)
+    name = "trustbatch_staleness_part_versions_sum"
+    found = {part: metrics.registry.get_sample_value(name, {"part": part}) for part in parts}
+    assert found == {"lag": 4, "flight": 1, "queue": 3}
+    assert metrics.registry.get_sample_value("trustbatch_staleness_versions_sum") == 8
+
+
+def test_a_dropped_group_is_counted_by_reason_with_what_is_known_of_it() -> None:
+    metrics = LearnerMetrics()
+    metrics.drop(Dropped(1, "too_stale", length_mean=40.0, reward_mean=0.25, at=1.0, staleness=7))
+    metrics.drop(Dropped(2, "too_stale", length_mean=20.0, reward_mean=math.nan, at=1.0, staleness=5))
+    metrics.drop(Dropped(-1, "undecodable", length_mean=None, reward_mean=None, at=1.0))
+
+    def value(name: str, reason: str) -> float | None:
+        return metrics.registry.get_sample_value(f"trustbatch_{name}", {"reason": reason})
+
+    assert (value("groups_dropped_total", "too_stale"), value("groups_dropped_total", "undecodable")) == (2, 1)
+    assert value("dropped_staleness_versions_sum", "too_stale") == 12
+    assert value("dropped_completion_tokens_sum", "too_stale") == 60
+    assert (value("dropped_reward_sum", "too_stale"), value("dropped_reward_count", "too_stale")) == (0.25, 1)
+    assert value("dropped_staleness_versions_count", "undecodable") is None
+
+
+def test_an_arm_is_shown_while_it_has_groups() -> None:
+    metrics = LearnerMetrics()
+    arm = dict.fromkeys(("length_mean", "staleness_mean", "token_ess", "sequence_ess", "kl", "capped_share"), 0.5)
+    arm |= {"reward_mean": 0.75, "tokens": 9, "groups": 3}
+    control = step(1) | {"by_arm": {"control": arm, "lag 4": {**arm, "kl": None}}}
+    metrics.observe(StepRecord(**control))
+    metrics.observe(StepRecord(**{**control, "by_arm": {"lag 4": arm}}))
+
+    def value(name: str, of: str) -> float | None:
+        return metrics.registry.get_sample_value(f"trustbatch_arm_{name}", {"arm": of})
+
+    assert (value("reward_mean", "control"), value("reward_mean", "lag 4")) == (None, 0.75)
+    assert (value("groups_total", "control"), value("groups_total", "lag 4")) == (3, 6)
 
 
 def test_staleness_is_counted_per_token_in_cumulative_buckets() -> None:

@@ -12,7 +12,7 @@ from shared.redis_client import Client, connect, server_version
 from shared.stream import Appended, Deleted, GroupReader, GroupWriter, backlog
 from tests.conftest import RedisServer
 
-CREDIT = Credit(versions=2, groups_per_version=500, lag=0, max_bytes=2**30, group_bytes=1_000, lease_s=30)
+CREDIT = Credit(versions=2, groups_per_version=500, max_bytes=2**30, group_bytes=1_000, lease_s=30)
 
 
 class Bench:
@@ -55,6 +55,26 @@ def test_groups_arrive_in_order_with_their_bodies_and_failures_with_their_reason
         (2, "t:2", b"", "scorer timed out"),
     ]
     assert reader.read(10) == []
+
+
+def test_an_entry_says_which_version_was_the_latest_when_it_was_appended(bench: Bench) -> None:
+    reader = bench.reader()
+    (first, second) = bench.admission.lease(2, 0).indices
+    bench.writer.append(first, f"t:{first}", b"x")
+    bench.control.announce(bench.epoch, Latest(7, 0, 1), 0, [])
+    bench.writer.append_failure(second, f"t:{second}", "scorer timed out")
+    stranger = {"group_id": "t:1", "prompt_index": "1", "payload": b"x"}
+    bench.client.xadd(bench.keys.groups, stranger)
+    bench.client.xadd(bench.keys.groups, {**stranger, "latest": "-3"})
+    assert [entry.latest for entry in reader.read(10)] == [0, 7, -1, -1]
+
+
+def test_who_need_not_wait_gets_what_is_there(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.stream.BLOCK_S", 3600.0)  # whoever waits, waits for ever
+    reader = bench.reader()
+    assert reader.read(10, wait=False) == []
+    bench.append(2)
+    assert len(reader.read(10, wait=False)) == 2
 
 
 def test_an_append_that_is_repeated_is_stored_once(bench: Bench) -> None:

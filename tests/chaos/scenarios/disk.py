@@ -135,7 +135,8 @@ def _damaged_version(result: ScenarioResult, stack: Stack) -> None:
     newest = store.versions()[-1]
     store.hold(newest, "sound")
     store.let_go("sound")
-    for file in ("model.safetensors", "manifest.json"):
+    [weights] = store.folder(newest).glob("model.safetensors*")  # whole, or its patch
+    for file in (weights.name, "manifest.json"):
         for damage in (_truncate, _flip):
             path = store.folder(newest) / file
             good = path.read_bytes()

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from learner.batch import build_step
@@ -57,7 +58,7 @@ def run(short: bool, workdir: Path) -> ScenarioResult:
         every_s=4 if short else 15,
     )
     if not short:
-        _engine(result, workdir / "vllm", VLLM, servers=2, kills=3, every_s=90)
+        _engine(result, workdir / "vllm", VLLM, servers=4, kills=3, every_s=90)
     return result
 
 
@@ -81,7 +82,7 @@ def _engine(result: ScenarioResult, folder: Path, engine: str, servers: int, kil
         wait_for(f"groups of every {name} server", 240, lambda: len(_who(observer)) == servers, every=0.1)
         for _ in range(kills):
             victim = rng.choice(sorted(living))
-            wait_for("the victim to hold leases", 60, lambda: _held(stack, victim), every=0.01)  # noqa: B023
+            wait_for("the victim to hold leases", 120, lambda: observer.look() and _held(stack, victim), every=0.01)  # noqa: B023
             held = _held(stack, victim)
             stack.kill(living[victim])
             killed = time.monotonic()
@@ -123,18 +124,24 @@ _policies: dict[Path, PolicyModel] = {}
 
 
 def _off(stack: Stack, group: Group) -> float:
-    """Largest difference between a group's log-probs and those of the version that it names, nats."""
-    versions = {span.policy_version for t in group.trajectories for span in t.versions}
-    if len(versions) > 1:  # drawn across a change of weights: each part is by its own version
-        return 0.0
-    folder = stack.folder / "run" / "policy" / f"v{versions.pop():08d}"
+    """Largest difference between a group's log-probs and those of the versions that its tokens name, nats."""
+    rewards = [np.zeros(group.group_size)]
+    step = build_step([group], rewards, "group_mean", 10**6)
+    [batch] = step.micro_batches
+    worst = 0.0
+    for version in np.unique(step.versions):
+        with torch.no_grad():
+            found = _policy(stack, int(version)).logprobs(batch) - batch.behavior_logprobs
+        difference = found[torch.from_numpy(step.versions == version)].abs().max().item()
+        worst = max(worst, difference if math.isfinite(difference) else math.inf)
+    return worst
+
+
+def _policy(stack: Stack, version: int) -> PolicyModel:
+    folder = stack.folder / "run" / "policy" / f"v{version:08d}"
     if folder not in _policies:
         _policies[folder] = PolicyModel.load(str(folder), "float32", torch.device("cpu"))
-    rewards = [torch.zeros(group.group_size).double().numpy()]
-    [batch] = build_step([group], rewards, "group_mean", 10**6).micro_batches
-    with torch.no_grad():
-        difference = (_policies[folder].logprobs(batch) - batch.behavior_logprobs).abs().max().item()
-    return difference if math.isfinite(difference) else math.inf
+    return _policies[folder]
 
 
 def _server(stack: Stack, server_id: str) -> Child:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from learner.loop import Learner
 from learner.transfer.checksums import tensor_checksum
 from learner.transfer.publisher import WirePublisher
 from learner.transfer.senders import Tensors
-from shared.errors import StreamError
+from shared.errors import StoreError, StreamError
 from shared.tensor_table import has_weights, read_table
 from shared.transfer import Transfers
 from tests.learner.conftest import MakeWorld
@@ -39,6 +40,11 @@ def wired(make_world: MakeWorld) -> Iterator[MakeWired]:
     yield make
     for peer in made:
         peer.stop()
+
+
+def half_a_file(path: Path, *_: object) -> None:
+    path.write_bytes(b"half")
+    raise OSError("no space left on device")
 
 
 def with_weights(world: World) -> dict[int, bool]:
@@ -86,6 +92,45 @@ def test_files_are_written_too_every_so_many_versions_and_while_a_server_needs_t
     training.publish(learner.evaluations)
     assert with_weights(world)[5]
     assert peer.versions == [1, 2, 3, 4, 5], "whoever can receive still does"
+
+
+def test_a_patch_is_never_made_of_a_version_that_has_no_files(wired: MakeWired) -> None:
+    world, learner, _ = wired("store.full_every=256", "learner.learning_rate=1e-6", "admission.max_staleness=8")
+
+    def publish() -> tuple[int, bool]:
+        world.append(4, version=0)
+        learner.iterate()
+        manifest = world.store.manifest(world.latest)
+        return manifest.base, has_weights(manifest)
+
+    assert [publish(), publish()] == [(-1, False), (-1, False)]
+    world.control.beat("rollout:new", {"kind": "rollout", "lag": 0, "policy_version": -1}, 60)
+    assert [publish(), publish()] == [(-1, True), (3, True)], "whole after versions without files, then a patch"
+    world.control.leave("rollout:new")
+    assert publish() == (-1, False)
+    Transfers(world.client, world.keys).want(5)
+    learner.iterate()
+    assert world.store.manifest(5).base in (-1, 4)
+    for version, holder in ((4, "r1"), (5, "r2")):
+        _, folder = world.store.hold(version, holder)
+        files, table = load_file(folder / "model.safetensors"), read_table(folder)
+        assert {row.name: row.checksum for row in table} == {n: tensor_checksum(t) for n, t in files.items()}
+
+
+def test_files_that_could_not_be_written_are_tried_again_and_the_version_stays(
+    wired: MakeWired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, learner, _ = wired()
+    learner.training.publish(learner.evaluations)
+    wire = learner.training.parts.publisher
+    assert isinstance(wire, WirePublisher)
+    with monkeypatch.context() as broken:
+        broken.setattr("learner.version_writer.write_new", half_a_file)
+        with pytest.raises(StoreError, match="cannot write version 1"):
+            wire.answer()
+    assert with_weights(world) == {0: True, 1: False}
+    wire.answer()
+    assert with_weights(world) == {0: True, 1: True}
 
 
 @pytest.mark.parametrize("fault", ["absent", "refuses", "breaks off"])

@@ -13,7 +13,7 @@ from rollout.engines.transfer import Meeting, init_info, update_info
 from rollout.engines.transfer_worker import Checked
 from shared.tensor_table import TensorRow
 
-MEETING = Meeting("nccl", group=3, host="10.0.0.1", port=29500, rank=2, world_size=5, deadline_s=60.0)
+MEETING = Meeting("nccl", epoch=1, group=3, host="10.0.0.1", port=29500, rank=2, world_size=5, deadline_s=60.0)
 TABLE = [
     TensorRow("model.embed_tokens.weight", "bfloat16", (8, 4), 1),
     TensorRow("model.norm.weight", "bfloat16", (4,), 2),

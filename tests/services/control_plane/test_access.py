@@ -13,7 +13,7 @@ from services.control_plane import access
 from services.control_plane.access import Role, Tokens, tokens_of
 from services.control_plane.app import create_app
 from shared.config import Config, load_config
-from shared.control import ControlState
+from shared.control import ControlState, Latest
 from shared.errors import ConfigError
 from shared.keys import Keys
 from shared.redis_client import Client
@@ -36,7 +36,7 @@ def http(config: Config) -> Iterator[TestClient]:
 
 def ask(http: TestClient, method: str, path: str, authorization: str) -> int:
     headers = {"authorization": authorization} if authorization else {}
-    return http.request(method, path, headers=headers).status_code
+    return http.request(method, path, headers=headers, json=0 if method == "PUT" else None).status_code
 
 
 WHO_MAY = [
@@ -47,6 +47,9 @@ WHO_MAY = [
     ("GET", "/openapi.json", 401, 200, 200),
     ("GET", "/v1/status", 401, 200, 200),
     ("GET", "/v1/history", 401, 200, 200),
+    ("GET", "/v1/lag", 401, 200, 200),
+    ("PUT", "/v1/lag", 401, 403, 200),
+    ("DELETE", "/v1/lag", 401, 403, 200),
     ("POST", "/v1/pause", 401, 403, 200),
     ("POST", "/v1/resume", 401, 403, 200),
     ("GET", "/v1/nothing", 401, 404, 404),
@@ -59,8 +62,10 @@ WHO_MAY = [
 
 @pytest.mark.parametrize(("method", "path", "nobody", "reader", "operator"), WHO_MAY)
 def test_every_route_asks_for_its_role(
-    http: TestClient, method: str, path: str, nobody: int, reader: int, operator: int
+    http: TestClient, client: Client, keys: Keys, method: str, path: str, nobody: int, reader: int, operator: int
 ) -> None:
+    control = ControlState(client, keys)
+    control.announce(control.take_epoch(), Latest(0, -1, 0), 0, [])
     http.follow_redirects = False
     found = [ask(http, method, path, who) for who in (NOBODY, WRONG, READER, OPERATOR)]
     assert found == [nobody, nobody, reader, operator]

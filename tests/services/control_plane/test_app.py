@@ -29,6 +29,7 @@ ROUTES = {
     "/metrics": "get",
     "/v1/status": "get",
     "/v1/history": "get",
+    "/v1/lag": "get",
     "/v1/pause": "post",
     "/v1/resume": "post",
 }

@@ -81,12 +81,14 @@ def test_half_a_surrogate_pair_is_no_text(http: TestClient, client: Client, keys
 def test_wrong_values_in_right_places_are_passed_over(
     http: TestClient, client: Client, keys: Keys, choices: bytes
 ) -> None:
-    result, beat, event = (json.dumps(spoiled(good, Choices(choices), binary=False)) for good in CONTROL)
+    result, beat, event, wish = (json.dumps(spoiled(good, Choices(choices), binary=False)) for good in CONTROL)
     client.sadd(keys.members, "rollout:r0")
     client.set(keys.heartbeat("rollout:r0"), beat)
     client.hset(keys.evaluation_results, "0", result)
     client.xadd(keys.events, {"row": event})
+    client.hset(keys.desired, "lag", wish)
     all_well(http)
+    assert http.get("/v1/lag").status_code == 200
 
 
 def test_a_lag_that_nobody_can_ask_for_is_not_what_versions_are_kept_for(client: Client, keys: Keys) -> None:

@@ -1,0 +1,55 @@
+"""What the handlers share: the run's configuration and Redis, and what the description says of every route."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypedDict, cast
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
+
+from services.control_plane import problems
+from shared.config import Config
+from shared.control import ControlState
+from shared.keys import Keys
+from shared.metrics import ControlPlaneMetrics
+from shared.redis_client import Client
+
+# What the description of the API says of a route; the guard is what sees to it.
+LOOK: dict[str, Any] = {
+    "dependencies": [Security(HTTPBearer(auto_error=False, description="One of the two tokens."))],
+    "responses": problems.CLOSED,
+}
+OPERATE = LOOK | {"responses": problems.CLOSED | problems.WISHES}
+
+
+@dataclass
+class Resources:
+    """What the handlers need; made when the application starts, closed when it stops."""
+
+    config: Config
+    client: Client
+    keys: Keys
+    metrics: ControlPlaneMetrics
+    page: str
+    wish: threading.Lock = field(default_factory=threading.Lock)  # one pause or resume at a time
+
+    @property
+    def control(self) -> ControlState:
+        """The run's control state."""
+        return ControlState(self.client, self.keys)
+
+
+class State(TypedDict):
+    """The application's state."""
+
+    resources: Resources
+
+
+def resources_of(request: Request) -> Resources:
+    """The application's resources."""
+    return cast(Resources, request.state.resources)
+
+
+Here = Annotated[Resources, Depends(resources_of)]

@@ -1,0 +1,37 @@
+"""A histogram of versions that takes a step's millions of tokens at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client.core import HistogramMetricFamily
+
+VERSIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class VersionsHistogram:
+    """Versions of every trained token; a step's millions of them are counted by value, not one by one."""
+
+    def __init__(self, name: str, text: str, label: str = "") -> None:
+        self._name = name
+        self._text = text
+        self._label = label
+        self._counts: dict[str, dict[int, int]] = {}  # by the label's value; '' where there is none
+
+    def observe(self, values: Iterable[int], counts: Iterable[int], label: str = "") -> None:
+        """Adds so many tokens of each number of versions."""
+        counted = dict(self._counts.get(label, {}))
+        for value, count in zip(values, counts, strict=True):
+            counted[int(value)] = counted.get(int(value), 0) + int(count)
+        self._counts = {**self._counts, label: counted}  # replaced whole: a scrape reads in another thread
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """What prometheus_client asks for at every scrape."""
+        labels = [self._label] if self._label else []
+        family = HistogramMetricFamily(self._name, self._text, labels=labels)
+        for label, counts in (self._counts or ({} if labels else {"": {}})).items():
+            upto = [(f"{float(bound)}", sum(n for value, n in counts.items() if value <= bound)) for bound in VERSIONS]
+            buckets = [*upto, ("+Inf", sum(counts.values()))]
+            total = sum(value * n for value, n in counts.items())
+            family.add_metric([label] if labels else [], buckets=buckets, sum_value=total)
+        yield family
