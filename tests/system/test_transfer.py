@@ -17,7 +17,7 @@ from tests.system.conftest import Run, wait_for
 
 pytestmark = [pytest.mark.vllm, pytest.mark.system, pytest.mark.timeout(300)]
 
-STEPS = 20
+STEPS = 10
 
 
 def test_weights_go_to_vllm_over_the_wire_proven_and_by_files_when_a_peer_dies(make_run: Callable[..., Run]) -> None:
@@ -29,18 +29,18 @@ def test_weights_go_to_vllm_over_the_wire_proven_and_by_files_when_a_peer_dies(m
         "admission.max_staleness=0",
         "learner.learning_rate=1e-3",
         "learner.warmup_steps=0",
-        "learner.groups_per_batch=16",
+        "learner.groups_per_batch=8",
         "learner.retain_versions=100",
         f"learner.steps={STEPS}",
         f"evaluation.every={STEPS}",
-    )
-    run.start().reach_step(2, 200)
+    ).start()
     store = PolicyStore(run.folder / "policy")
+    wait_for("the first version", 120, store.versions)
     client = connect(load_config(run.folder / "config.yaml", [], {}))
     control = ControlState(client, Keys("wire"))
     peer = Peer(client, Keys("wire"), "dying", [row.shape for row in read_table(store.folder(0))])
     try:
-        wait_for("the second server to receive a version", 60, lambda: peer.versions)
+        wait_for("both servers to receive a version", 120, lambda: peer.versions)
         peer.fault = "breaks off"
         event = wait_for("the failure to be said", 60, lambda: [e for e in control.events() if "transfer" in e["kind"]])
         control.leave("rollout:dying")  # its lease has run out
