@@ -28,6 +28,8 @@ from learner.startup import (
 )
 from learner.step import make_optimizer
 from learner.training import Parts, Training
+from learner.transfer.publisher import WirePublisher
+from learner.transfer.start import connect_wire
 from shared.config import Config
 from shared.control import LEARNER, ControlState, Phase
 from shared.errors import DeadlineError, FencedError, StreamError
@@ -154,7 +156,10 @@ class Learner:
             report_changes(checkpoint.state.config, config, self.log)
             self.log.info("restored", checkpoint=checkpoint.name, step=begin.step, abandoned_steps=abandoned)
         longest = min(LONGEST_PROBE, getattr(config.rollout.engine, "max_model_len", LONGEST_PROBE))
-        publisher = Publisher(store, self.control, reader, epoch, policy, longest, config.store, self.metrics)
+        kind = WirePublisher if config.store.transfer.kind != "files" else Publisher
+        publisher = kind(store, self.control, reader, epoch, policy, longest, config.store, self.metrics)
+        if isinstance(publisher, WirePublisher):
+            connect_wire(publisher, config, self._client, epoch, self.log)
         training = Training(
             Parts(
                 config,
@@ -190,6 +195,7 @@ class Learner:
         if self._stop or self.over:
             return False
         self._look_at_evaluations()
+        self._answer_wish_for_files()
         if self._paused() or not self._collected():
             return True
         training = self.training
@@ -255,6 +261,16 @@ class Learner:
     def _look_at_evaluations(self) -> None:
         for result in self.evaluations.collect(self.training.lineage):
             self.log.info("evaluation", policy_version=result.policy_version, accuracy=result.accuracy)
+
+    def _answer_wish_for_files(self) -> None:
+        """A server that got nothing over the wire waits for files: of the weights as they are now."""
+        wire = self.training.parts.publisher
+        if not isinstance(wire, WirePublisher) or not self._patiently("see who wants files", lambda: wire.wanted):
+            return
+        if wire.lacks_files and self.training.unpublished:  # the latest version's weights are no longer here
+            self.training.publish(self.evaluations)
+            self.training.record()
+        self._patiently("write files", wire.answer)
 
     def _backlog(self) -> Backlog:
         now = self._patiently("read the backlog", lambda: backlog(self._client, self._keys))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -127,6 +127,11 @@ class PolicyModel:
     def save(self, folder: Path) -> None:
         """Writes what save_pretrained writes, in the published precision, tied weights once. Raises OSError."""
         self.files.save(folder)
+
+    def published(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor that `save` writes, by name, in the published precision, one at a time."""
+        for name, tensor in sorted(self.files.tensors().items()):
+            yield name, tensor.detach().to(self.dtype) if tensor.is_floating_point() else tensor.detach()
 
     def _hidden(self, input_ids: Tensor) -> Tensor:
         """Last hidden states, [b, L, hidden]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Literal
 
 from rollout.engines.base import Engine
 from shared.config import Config
@@ -19,7 +20,7 @@ def build_engine(config: Config, server_id: str) -> tuple[Engine, str]:
     """
     seed = (config.run.seed + zlib.crc32(server_id.encode())) % 2**31  # servers must not draw the same numbers
     if isinstance(config.rollout.engine, VllmEngineConfig):
-        return _vllm(config.rollout.engine, engine_dtype(config), seed)
+        return _vllm(config.rollout.engine, engine_dtype(config), seed, config.store.transfer.kind)
     return _transformers(config.rollout.engine, engine_dtype(config), seed)
 
 
@@ -29,7 +30,9 @@ def engine_dtype(config: Config) -> str:
     return config.model.dtype if wanted == "model" else wanted
 
 
-def _vllm(engine: VllmEngineConfig, dtype: str, seed: int) -> tuple[Engine, str]:
+def _vllm(
+    engine: VllmEngineConfig, dtype: str, seed: int, transfer: Literal["files", "nccl", "gloo"]
+) -> tuple[Engine, str]:
     try:
         from rollout.engines.vllm import VllmEngine
         from rollout.engines.vllm_launch import device_type
@@ -50,6 +53,7 @@ def _vllm(engine: VllmEngineConfig, dtype: str, seed: int) -> tuple[Engine, str]
         device=engine.device,
         enforce_eager=engine.enforce_eager,
         startup_deadline_s=engine.startup_deadline_s,
+        transfer=transfer,
     )
     return built, device
 

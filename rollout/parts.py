@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rollout.patience import Patience
 from rollout.status import Status
@@ -14,6 +14,7 @@ from shared.log import Logger
 from shared.metrics import RolloutMetrics
 from shared.redis_client import connect
 from shared.stream import GroupWriter
+from shared.transfer import Transfers
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Parts:
     metrics: RolloutMetrics
     log: Logger
     patience: Patience
+    transfers: Transfers
+    stages: dict[str, float] = field(default_factory=dict)  # what the parts of the newest sync took, seconds
 
     @classmethod
     def connect(
@@ -55,4 +58,5 @@ class Parts:
             metrics=metrics,
             log=log,
             patience=Patience(status, log),
+            transfers=Transfers(client, keys),
         )

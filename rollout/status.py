@@ -87,6 +87,10 @@ class Status:
             refused_nats=None,
         )
 
+    def serves_nothing(self) -> None:
+        """The engine has weights that are not proven."""
+        self.heartbeat.update(policy_version=-1)
+
     def refuses(self, policy_version: int, nats: float) -> None:
         """A version could not be proven, so nothing is served."""
         self.heartbeat.update(

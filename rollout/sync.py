@@ -5,29 +5,29 @@ look --> target = ancestor(latest, lag) --> fetch and verify, stage --> load -->
                                                    the gate is shut: no append --'
 a version that is not proven: halted (nothing is generated) --> loaded again --> a fresh engine --> refused: the next
 version is tried, up to rollout.max_refused_versions in a row
+a version that the learner sends over the wire is received instead of loaded, once; what goes wrong there ends at the
+version's files, and from there on as above
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
-import numpy as np
-
-from rollout.engines.base import TensorReport
 from rollout.engines.renewable import RenewableEngine
-from rollout.factory import engine_dtype
 from rollout.parts import Parts
-from rollout.proof import TOLERANCE_NATS, Proof, check_tensors, is_weights, prove, wrong_tensors
-from shared.errors import EngineError, StoreError, UnprovenVersionError
+from rollout.proof import Proof
+from rollout.prover import Prover, timed
+from rollout.transfer import Receiver
+from shared.errors import EngineError, StoreError, TransferError, UnprovenVersionError, WireOnlyError
 from shared.log import on_every_line
 from shared.manifest import Manifest
 from shared.store import open_store
-from shared.types import Float32Array
+from shared.tensor_table import has_weights
+from shared.transfer import Call
 
 SYNC_DEADLINE_S = 60.0  # for a version that cannot be read from the store
 RETRY_S = 0.2
@@ -61,13 +61,11 @@ class Syncer:
         self._store = open_store(config, parts.server_id)
         self._engine = engine
         self._parts = parts
-        tolerances = [TOLERANCE_NATS[dtype] for dtype in (config.model.dtype, engine_dtype(config))]
-        self._tolerance_nats = config.rollout.proof_tolerance_nats or max(tolerances)
-        self._exact_files = config.model.dtype == "float32"
+        self._prover = Prover(parts, engine)
+        self._receiver = Receiver(parts, engine)
         self._proof: Proof | None = None  # of the version proven last
         self._started = False
         self._refused: list[int] = []  # in a row
-        self._stages: dict[str, float] = {}  # what the parts of the newest sync took, seconds
         self._unreadable_since: float | None = None
 
     @property
@@ -99,6 +97,8 @@ class Syncer:
             await self.serve(version, moment)
             self._unreadable_since = None
             self._parts.status.say("sync", "")
+        except WireOnlyError as error:
+            await self._receiver.wait_for_files(version, error, serving=self.served >= 0)
         except StoreError as error:
             await self._cannot_read(version, error)
         except UnprovenVersionError as error:
@@ -122,29 +122,32 @@ class Syncer:
     async def serve(self, version: int, moment: AbstractAsyncContextManager[None] | None = None) -> None:
         """Fetches, loads and proves a version. Raises StoreError, EngineError, UnprovenVersionError, DeadlineError."""
         started = time.monotonic()
-        self._stages = {}
+        self._parts.stages.clear()
         server_id = self._parts.server_id
         with self._parts.status.during("sync", f"fetching version {version}"):
             try:
-                with self._timed("fetch"):
+                with timed(self._parts, "fetch"):
                     manifest, folder = await asyncio.to_thread(self._store.hold, version, server_id)
-                if self._started:
-                    with self._timed("stage"):
+                call = await self._receiver.meet(manifest, serving=self._started)
+                if self._started and call is None:
+                    with timed(self._parts, "stage"):
                         await self._engine.stage(folder)
-                await self._switch(manifest, folder, moment or nullcontext())
+                await self._switch(manifest, folder, call, moment or nullcontext())
             finally:
                 await asyncio.to_thread(self._store.let_go, server_id)
         self._parts.metrics.sync_seconds.observe(time.monotonic() - started)
 
-    async def _switch(self, manifest: Manifest, folder: Path, moment: AbstractAsyncContextManager[None]) -> None:
+    async def _switch(
+        self, manifest: Manifest, folder: Path, call: Call | None, moment: AbstractAsyncContextManager[None]
+    ) -> None:
         asked = time.monotonic()
         async with moment:
             self._parts.metrics.sync_stage_seconds.labels("wait").observe(time.monotonic() - asked)
             with self._parts.status.during("sync", f"loading version {manifest.policy_version}"):
                 self.gate.clear()
                 try:
-                    await self._load_and_prove(manifest, folder)
-                except UnprovenVersionError:
+                    await self._load_and_prove(manifest, folder, call)
+                except (UnprovenVersionError, WireOnlyError):
                     self.gate.set()  # nothing is pending any more; `halted` says the rest
                     raise
                 except EngineError as error:
@@ -154,15 +157,46 @@ class Syncer:
                     raise
                 self.gate.set()
 
-    async def _load_and_prove(self, manifest: Manifest, folder: Path) -> None:
-        """As often as there are ways to load. Raises what the last proof failed for."""
+    async def _load_and_prove(self, manifest: Manifest, folder: Path, call: Call | None) -> None:
+        """As often as there are ways to load: once over the wire if called, then from files, if there are any.
+
+        Raises what the last proof failed for, and WireOnlyError where files are to be asked for.
+        """
         self.proven.discard(manifest.policy_version)  # it may have been served before: this load has to show itself
+        if call is not None:
+            try:
+                await self._receive_and_prove(manifest, folder, call)
+            except WireOnlyError:
+                if not has_weights(manifest):
+                    raise
+            else:
+                return
+        await self._read_and_prove(manifest, folder)
+
+    async def _receive_and_prove(self, manifest: Manifest, folder: Path, call: Call) -> None:
+        version = manifest.policy_version
+        try:
+            with timed(self._parts, "receive"):
+                self._paused(await self._receiver.receive(call, folder))
+            self._parts.metrics.syncs.labels("wire").inc()
+            self._accept(await self._prover.prove(manifest, folder, self._proof), attempt=1)
+        except TransferError as error:
+            self._parts.metrics.sync_failures.labels("transfer").inc()
+            if not error.untouched:
+                self._stand_still()
+            raise WireOnlyError(f"version {version} did not come over the wire: {error}") from error
+        except UnprovenVersionError as error:
+            self._halt(version, error, attempt=1)
+            raise WireOnlyError(f"version {version} came over the wire and is not proven: {error}") from error
+
+    async def _read_and_prove(self, manifest: Manifest, folder: Path) -> None:
         attempts = (self._load, self._load, self._renew)
         for attempt, load in enumerate(attempts, start=1):
             try:
-                with self._timed("load"):
+                with timed(self._parts, "load"):
                     await load(folder, manifest.policy_version)
-                self._accept(await self._prove(manifest, folder), attempt)
+                self._parts.metrics.syncs.labels("files").inc()
+                self._accept(await self._prover.prove(manifest, folder, self._proof), attempt)
             except UnprovenVersionError as error:
                 self._halt(manifest.policy_version, error, attempt)
                 if attempt == len(attempts):
@@ -176,60 +210,15 @@ class Syncer:
             await self._engine.start(folder, version)
             self._started = True
             return
-        paused = await self._engine.load(folder, version)
-        self._stages["pause_s"] = round(paused, 4)
-        self._parts.metrics.pause_seconds.observe(paused)
-        self._parts.status.paused(paused)
+        self._paused(await self._engine.load(folder, version))
 
     async def _renew(self, folder: Path, version: int) -> None:
         await self._engine.renew(folder, version)
 
-    async def _prove(self, manifest: Manifest, folder: Path) -> Proof:
-        version = manifest.policy_version
-        if self._engine.policy_version != version:
-            raise UnprovenVersionError(
-                f"version {version} was loaded, but the engine says {self._engine.policy_version}"
-            )
-        report = await self._compare(manifest, folder)
-        try:
-            answers = await self._ask(manifest)
-            proof = prove(manifest, answers, self._tolerance_nats, self._proof, exact_files=self._exact_files)
-        except UnprovenVersionError as error:
-            if report.wrong:
-                raise UnprovenVersionError(f"{error}; {wrong_tensors(report)}", error.nats) from error
-            raise
-        check_tensors(version, report, proof)
-        return proof
-
-    async def _ask(self, manifest: Manifest) -> list[Float32Array]:
-        """The engine's answers to the probe. Raises UnprovenVersionError where a living engine has none."""
-        rows = [np.asarray(row, dtype=np.int32) for row in manifest.probe.sequences]
-        try:
-            with self._timed("probe"):
-                return await asyncio.gather(*(self._engine.logprobs(row) for row in rows))
-        except EngineError as error:
-            if self._engine.failure is not None:
-                raise
-            version = manifest.policy_version
-            raise UnprovenVersionError(f"version {version} does not answer its probe: {error}") from error
-
-    async def _compare(self, manifest: Manifest, folder: Path) -> TensorReport:
-        """The loaded tensors against the version's files, where it has any."""
-        if not any(is_weights(file.name) for file in manifest.files):
-            self._parts.metrics.tensors_unchecked.set(math.nan)
-            return TensorReport()
-        with self._timed("tensors"):
-            report = await self._engine.check_tensors(folder)
-        self._parts.metrics.tensors_unchecked.set(len(report.unchecked))
-        return report
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        seconds = time.monotonic() - started
-        self._stages[f"{stage}_s"] = round(seconds, 4)
-        self._parts.metrics.sync_stage_seconds.labels(stage).observe(seconds)
+    def _paused(self, seconds: float) -> None:
+        self._parts.stages["pause_s"] = round(seconds, 4)
+        self._parts.metrics.pause_seconds.observe(seconds)
+        self._parts.status.paused(seconds)
 
     def _accept(self, proof: Proof, attempt: int) -> None:
         version, floor, metrics = proof.manifest.policy_version, proof.floor, self._parts.metrics
@@ -247,20 +236,25 @@ class Syncer:
         self._parts.log.info(
             "a version is proven",
             attempt=attempt,
-            **self._stages,
+            **self._parts.stages,
             floor_mean_nats=floor.mean_nats,
             floor_max_nats=floor.max_nats,
             floor_token_ess=floor.token_ess,
         )
 
     def _halt(self, version: int, error: UnprovenVersionError, attempt: int) -> None:
-        """From here on nothing is generated until a version is proven."""
-        self.halted.set()
+        """A version was loaded and is not what it should be."""
+        self._stand_still()
         self._parts.metrics.sync_failures.labels("unproven").inc()
-        self._parts.metrics.served_version.set(-1)
         self._parts.metrics.refused_version.set(version)
         self._parts.status.refuses(version, error.nats)
         self._parts.log.error("a version is not proven", refused=version, attempt=attempt, error=str(error))
+
+    def _stand_still(self) -> None:
+        """From here on nothing is generated until a version is proven."""
+        self.halted.set()
+        self._parts.metrics.served_version.set(-1)
+        self._parts.status.serves_nothing()
 
     async def _refuse(self, version: int, error: UnprovenVersionError) -> None:
         self._refused.append(version)

@@ -10,11 +10,13 @@ TrustbatchError
 |   |-- DataLossError      Redis has fallen back into the past, or into nothing: the learner restores what it knows
 |   `-- AccessError        Redis refuses user or password: a ConfigError too, never waited out
 |-- StoreError             a policy version that is missing, torn or altered
+|   `-- WireOnlyError      a version that went over the wire, without files so far
 |-- CheckpointError        a checkpoint that is missing, torn or altered
 |-- FencedError            another learner took over this run
 |-- DeadlineError          a bounded wait that ran out; names what was waited for
 |-- EngineError            the generation engine failed or serves what it should not
 |   |-- UnprovenVersionError  a loaded version does not behave as its probe says
+|   |-- TransferError      weights did not arrive over the wire: the files are the other way
 |   `-- SamplingError      sampling whose log-probs the learner cannot recompute
 |-- EnvironmentFailure     an environment or scorer failed: infrastructure, never reward 0
 `-- TrainingError          the learner cannot go on (non-finite steps in a row, ...)
@@ -70,6 +72,10 @@ class StoreError(TrustbatchError):
     """A policy version that is missing, torn or altered."""
 
 
+class WireOnlyError(StoreError):
+    """A version whose weights went over the wire and are in no file (yet): ask the learner for the files."""
+
+
 class CheckpointError(TrustbatchError):
     """A checkpoint that is missing, torn or altered."""
 
@@ -92,6 +98,17 @@ class UnprovenVersionError(EngineError):
     def __init__(self, message: str, nats: float = math.nan) -> None:
         """`nats`: by how much a log-prob of the probe is off; NaN where it could not be measured."""
         self.nats = nats
+        super().__init__(message)
+
+
+class TransferError(EngineError):
+    """Weights that were to come over the wire did not arrive, or not as they were published.
+
+    The engine lives. Where `untouched` is False it holds a mixture of weights, and draws nothing before a load.
+    """
+
+    def __init__(self, message: str, *, untouched: bool = True) -> None:
+        self.untouched = untouched
         super().__init__(message)
 
 

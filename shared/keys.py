@@ -153,3 +153,19 @@ class Keys:
     def evaluation_results(self) -> str:
         """Hash: policy_version -> JSON of its held-out result."""
         return self._key("evaluation_results")
+
+    # -- weights over the wire ------------------------------------------------------------------
+    @property
+    def transfer(self) -> str:
+        """String with expiry: JSON of what the learner asks the servers to receive now."""
+        return self._key("transfer")
+
+    @property
+    def transfer_answers(self) -> str:
+        """Hash: server_id -> JSON of how far it is with what was asked last."""
+        return self._key("transfer_answers")
+
+    @property
+    def transfer_wanted(self) -> str:
+        """String: the newest version that some server can only get by files."""
+        return self._key("transfer_wanted")

@@ -112,6 +112,15 @@ class LearnerMetrics:
         self.published_bytes = Counter(
             "trustbatch_published_bytes", "Weights put into the store, by how: whole or patch.", ["kind"], registry=r
         )
+        self.transfers = Counter(
+            "trustbatch_transfers", "Servers that a version was sent to over the wire.", ["outcome"], registry=r
+        )
+        self.transfer_seconds = Histogram(
+            "trustbatch_transfer_seconds",
+            "Sending a version, invitation to last receipt.",
+            buckets=_SECONDS,
+            registry=r,
+        )
         self.checkpoints = Counter("trustbatch_checkpoints", "Durable checkpoints written.", registry=r)
         self.policy_version = Gauge("trustbatch_policy_version", "Newest published version.", registry=r)
         self.backlog_groups = Gauge("trustbatch_backlog_groups", "Groups in the stream not yet applied.", registry=r)
@@ -264,7 +273,7 @@ class RolloutMetrics:
         )
         self.sync_stage_seconds = Histogram(
             "trustbatch_sync_stage_seconds",
-            "Parts of a sync: fetch (and verify), stage, wait (for groups in flight), load, probe, tensors.",
+            "Parts of a sync: fetch (and verify), stage, wait (for groups in flight), load, receive, probe, tensors.",
             ["stage"],
             buckets=_SECONDS,
             registry=r,
@@ -272,6 +281,7 @@ class RolloutMetrics:
         self.pause_seconds = Histogram(
             "trustbatch_sync_pause_seconds", "Generation stood still for a sync.", buckets=_PAUSES, registry=r
         )
+        self.syncs = Counter("trustbatch_syncs", "Versions loaded, by the way they came.", ["way"], registry=r)
         self.sync_failures = Counter("trustbatch_sync_failures", "Versions refused.", ["reason"], registry=r)
         self.refused_version = Gauge(
             "trustbatch_rollout_refused_version", "Version that this server cannot prove; -1: none.", registry=r

@@ -16,8 +16,19 @@ MAX_TEXT = 1000  # characters that are shown of one text
 MAX_MEMBERS = 1000  # that are looked at
 MAX_LAG = 1024  # versions; the bound of rollout.lag
 
-_TEXTS = ("kind", "state", "host", "engine", "device", "metrics", "address", "arm")
-_COUNTS = ("pid", "policy_version", "step", "lag", "lag_served", "in_flight", "groups", "tokens", "refused_version")
+_TEXTS = ("kind", "state", "host", "engine", "device", "metrics", "address", "arm", "transfer")
+_COUNTS = (
+    "pid",
+    "policy_version",
+    "step",
+    "lag",
+    "lag_served",
+    "in_flight",
+    "groups",
+    "tokens",
+    "refused_version",
+    "ranks",
+)
 _NUMBERS = (
     "since",
     "proof_max_nats",

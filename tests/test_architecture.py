@@ -16,6 +16,7 @@ FORBIDDEN = {
     "learner": {"rollout", "services", "tests", "vllm"},
     "services": {"rollout", "learner", "tests", "vllm"},
 }
+EXCEPTIONS = {"learner/transfer/nccl.py": {"vllm"}}  # the other end of its own transfer engine, loaded where it is used
 
 
 def imported_names(path: Path) -> Iterator[tuple[str, int]]:
@@ -39,7 +40,7 @@ def test_no_room_imports_what_it_may_not(room: str) -> None:
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in sources(room)
         for name, line in imported_names(path)
-        if name.split(".")[0] in FORBIDDEN[room]
+        if name.split(".")[0] in FORBIDDEN[room] - EXCEPTIONS.get(str(path.relative_to(ROOT)), set())
     ]
     assert not wrong, wrong
 

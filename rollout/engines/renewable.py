@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rollout.engines.base import Engine, TensorReport
-from shared.errors import EngineError
+from rollout.engines.transfer import Meeting, Receiving, ReceivingEngine
+from shared.errors import EngineError, TransferError
+from shared.tensor_table import TensorRow
 from shared.types import Completion, Float32Array, Int32Array, SamplingSettings
 
 
@@ -20,6 +22,8 @@ class RenewableEngine:
         self._build = build
         self._renewing = False
         self._lost: str | None = None  # why there is no engine any more
+        self._group: tuple[int, int] | None = None  # the process group that was joined last, by whichever engine
+        self._left: tuple[int, int] | None = None  # the one that an engine was in that is no more
 
     @property
     def policy_version(self) -> int:
@@ -36,6 +40,7 @@ class RenewableEngine:
         self._renewing = True
         try:
             await self._engine.stop()
+            self._left = self._group
             self._engine = await asyncio.to_thread(self._build)
             await self._engine.start(folder, policy_version)
         except EngineError as error:
@@ -59,6 +64,22 @@ class RenewableEngine:
     async def load(self, folder: Path, policy_version: int) -> float:
         """Replace the weights while requests go on; returns the seconds that generation paused."""
         return await self._engine.load(folder, policy_version)
+
+    @property
+    def receives(self) -> bool:
+        """True where weights can be sent to it."""
+        return isinstance(self._engine, ReceivingEngine)
+
+    async def receive(
+        self, meeting: Meeting, table: Sequence[TensorRow], policy_version: int, receiving: Receiving
+    ) -> float:
+        """Replace the weights by those that the learner sends. Raises TransferError: they did not arrive."""
+        if not isinstance(self._engine, ReceivingEngine):
+            raise TransferError("the engine takes weights from files only")
+        if meeting.number == self._left:  # the learner would wait for an answer out of a group that nobody is in
+            raise TransferError("the engine is a fresh one, which is not in the process group: form a new one")
+        self._group = meeting.number
+        return await self._engine.receive(meeting, table, policy_version, receiving)
 
     async def check_tensors(self, folder: Path) -> TensorReport:
         """Compare the weights that are loaded with the folder's."""

@@ -3,6 +3,7 @@
     start   folder --(CPU and tied: untied copy)--> engine process
     stage   files checked, copied, while requests go on
     load    pause (requests kept) --> reload --> label --> resume
+    receive process group joined  --> pause (requests kept) --> weights over the wire --> label --> resume
     check   tensors compared with the files, in pieces between which requests go on
     death   the engine process ends --> everything that waits on it raises EngineError
 
@@ -22,7 +23,7 @@ import asyncio
 import itertools
 import shutil
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -35,13 +36,15 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from rollout.engines import vllm_launch, weights
+from rollout.engines import transfer_vllm, vllm_launch, weights
 from rollout.engines.base import TensorReport
+from rollout.engines.transfer import Meeting, Receiving
 from rollout.engines.vllm_check import WORKER_EXTENSION, check_tensors
 from rollout.engines.vllm_output import to_completion
 from rollout.engines.vllm_requests import probe_params, probed_logprobs, to_params
 from rollout.engines.workdir import make_workdir
-from shared.errors import EngineError
+from shared.errors import EngineError, TransferError
+from shared.tensor_table import TensorRow
 from shared.types import Completion, Float32Array, Int32Array, SamplingSettings
 
 T = TypeVar("T")
@@ -66,6 +69,7 @@ class VllmEngine:
         enforce_eager: bool | None = None,  # None: on CPU, where compiling takes 30 s and gains little
         startup_deadline_s: float = 600.0,
         load_deadline_s: float = 300.0,
+        transfer: Literal["files", "nccl", "gloo"] = "files",  # another way for weights beside files
     ) -> None:
         found = vllm_launch.device_type()
         if device not in ("auto", found):
@@ -88,7 +92,9 @@ class VllmEngine:
             "skip_tokenizer_init": True,
             "use_tqdm_on_load": False,
             "worker_extension_cls": WORKER_EXTENSION,
+            **transfer_vllm.engine_args(transfer),
         }
+        self._group: tuple[int, int] | None = None  # the process group that was joined, of weights over the wire
         self._startup_deadline_s = startup_deadline_s
         self._load_deadline_s = load_deadline_s
         self._workdir = make_workdir()
@@ -223,26 +229,65 @@ class VllmEngine:
             assert self._weights is not None
             assert self._staged is not None
             (_, prepared), self._staged = self._staged, None
+            reload = {"weights_path": str(prepared), "is_checkpoint_format": True}
             started = time.perf_counter()
-            await self._switch(llm, prepared, policy_version)
+            await self._switch(
+                llm,
+                lambda: self._call(llm.collective_rpc("reload_weights", kwargs=reload), "reload the weights"),
+                policy_version,
+            )
             paused = time.perf_counter() - started
             self._weights.loaded(prepared)
             return paused
+
+    async def receive(
+        self, meeting: Meeting, table: Sequence[TensorRow], policy_version: int, receiving: Receiving
+    ) -> float:
+        """The same with weights that the learner sends over the wire, `receiving` called when it may begin.
+
+        Where they do not arrive the engine lives: it serves on if nothing was touched, else it stands still until
+        a `load`. Raises TransferError then.
+        """
+        return await asyncio.shield(self._receive(meeting, table, policy_version, receiving))
+
+    async def _receive(
+        self, meeting: Meeting, table: Sequence[TensorRow], policy_version: int, receiving: Receiving
+    ) -> float:
+        async with self._load_lock:
+            llm = self._alive()
+            assert self._weights is not None
+            self._weights.check({row.name: row for row in table})
+            if meeting.number != self._group:
+                await transfer_vllm.join(llm, self._call, meeting)
+                self._group = meeting.number
+            infos = transfer_vllm.arguments(meeting.kind, table, untie=self._weights.unties)
+            started = time.perf_counter()
+            try:
+                await self._switch(
+                    llm, lambda: transfer_vllm.receive(llm, self._call, infos, receiving), policy_version
+                )
+            except TransferError:
+                self._group = None
+                raise
+            return time.perf_counter() - started
 
     async def check_tensors(self, folder: Path) -> TensorReport:
         """Compare every worker's tensors with the folder's; requests are served between two pieces."""
         return await check_tensors(self._alive(), self._call, folder)
 
-    async def _switch(self, llm: AsyncLLM, folder: Path, policy_version: int) -> None:
+    async def _switch(
+        self, llm: AsyncLLM, replace: Callable[[], Coroutine[Any, Any, Any]], policy_version: int
+    ) -> None:
         try:
             await self._call(llm.pause_generation(mode="keep", clear_cache=True), "pause generation")
-            reload = {"weights_path": str(folder), "is_checkpoint_format": True}
-            await self._call(llm.collective_rpc("reload_weights", kwargs=reload), "reload the weights")
+            await replace()
             if not await self._call(llm.reset_prefix_cache(), "reset the prefix cache"):
                 raise EngineError("the prefix cache kept entries of the old weights")
             await self._call(llm.update_weight_version(str(policy_version)), "label the weights")
             self._policy_version = policy_version
             await self._call(llm.resume_generation(), "resume generation")
+        except TransferError:
+            raise  # the engine lives, and stands still
         except Exception as error:  # vLLM passes worker errors on as bare Exception
             self._fail(f"loading policy_version {policy_version} failed half-way: {error}")
             await asyncio.to_thread(vllm_launch.end, llm, STOP_DEADLINE_S)

@@ -1,4 +1,4 @@
-"""Asks vLLM's workers piece by piece what they hold; the workers' side is `vllm_tensors`."""
+"""Asks vLLM's workers piece by piece what they hold; the workers' side is `worker`, by `vllm_tensors`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from rollout.engines.base import CHECK_BYTES, TensorReport
 from shared.errors import EngineError
 
-WORKER_EXTENSION = "rollout.engines.vllm_tensors.TensorCheck"
+WORKER_EXTENSION = "rollout.engines.worker.WorkerExtension"
 
 Call = Callable[[Coroutine[Any, Any, Any], str], Awaitable[Any]]  # of the engine, while it lives
 

@@ -55,6 +55,10 @@ class GuardedExecutor(UniProcExecutor):
 
     def _init_executor(self) -> None:
         threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+        if getattr(self.vllm_config.weight_transfer_config, "backend", None) == "gloo":
+            from rollout.engines.transfer_gloo import register  # here, since this process makes the worker
+
+            register()
         super()._init_executor()
 
 

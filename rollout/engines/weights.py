@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,15 @@ LM_HEAD_FILE = "lm_head.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 COPY_BYTES = 16 * 1024 * 1024
+
+
+class HasShape(Protocol):
+    """A tensor, wherever it is."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ def _entry(file: Path, data_start: int, fields: Mapping[str, Any]) -> StoredTens
     return StoredTensor(file, fields["dtype"], tuple(fields["shape"]), data_start + start, data_start + end)
 
 
-def check_same_layout(served: Mapping[str, StoredTensor], offered: Mapping[str, StoredTensor]) -> None:
+def check_same_layout(served: Mapping[str, HasShape], offered: Mapping[str, HasShape]) -> None:
     """Refuse weights that would replace only a part of what is served, before anything is touched.
 
     Raises:
@@ -199,6 +208,15 @@ class ServedWeights:
         copy = self._copies / f"untied-{next(self._count)}"
         write_untied_copy(folder, copy)
         return copy
+
+    @property
+    def unties(self) -> bool:
+        """True where the engine has an output layer of its own and the files have none."""
+        return self._untie and LM_HEAD not in self._layout
+
+    def check(self, offered: Mapping[str, HasShape]) -> None:
+        """Raises EngineError where tensors that come without files cannot take the place of what is served."""
+        check_same_layout(self._layout, offered)
 
     def loaded(self, prepared: Path) -> None:
         """Note that a prepared folder is served now; the copy before it is removed (its links, not their targets)."""

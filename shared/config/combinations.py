@@ -31,6 +31,7 @@ def combination_problems(config: Config) -> Iterator[str]:
         _scaling(config),
         _overlong(config),
         _store(config.store),
+        _transfer(config),
     )
 
 
@@ -150,6 +151,36 @@ def _tiny(config: Config) -> Iterator[str]:
         yield (
             f"model.tiny.max_position_embeddings is {tiny.max_position_embeddings}; it must be at least "
             f"rollout.engine.max_model_len ({engine.max_model_len})"
+        )
+
+
+def _transfer(config: Config) -> Iterator[str]:
+    kind, engine = config.store.transfer.kind, config.rollout.engine
+    if kind == "files":
+        return
+    if not isinstance(engine, VllmEngineConfig):
+        yield f"store.transfer.kind is {kind}, which only vLLM can take: set it to files or rollout.engine.kind to vllm"
+    unfit = "cpu" if kind == "nccl" else "cuda"
+    for name, device in (("rollout.engine", engine.device), ("learner", config.learner.device)):
+        if device == unfit:
+            yield f"store.transfer.kind is {kind}, which does not go with {name}.device {unfit}"
+    if kind == "gloo" and getattr(engine, "tensor_parallel_size", 1) > 1:
+        yield "store.transfer.kind is gloo, which is for one worker: rollout.engine.tensor_parallel_size must be 1"
+    if (lag := config.rollout.lag.largest) > 0:
+        yield (
+            f"store.transfer.kind is {kind}, but rollout.lag asks for up to {lag} versions: a server that lags wants "
+            "versions that the learner no longer holds; set store.transfer.kind to files, or rollout.lag to 0"
+        )
+    if config.rollout.sync != "in_flight":
+        yield (
+            f"store.transfer.kind is {kind}, but rollout.sync is {config.rollout.sync}: servers that take weights over "
+            "the wire stand still together, and cannot wait for one whose groups end first; set it to in_flight"
+        )
+    if "://" in config.store.url or config.store.cache is not None:
+        key = "url" if "://" in config.store.url else "cache"
+        yield (
+            f"store.transfer.kind is {kind}, but store.{key} is given: files that are written after all need a store "
+            "in a folder that learner and servers share; leave it away, or set store.transfer.kind to files"
         )
 
 

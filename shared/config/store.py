@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ByteSize, Field, SecretStr
 from shared.config.access import check_token
 from shared.config.credentials import holds_credentials
 from shared.config.section import Seconds, Section
+from shared.config.transfer import TransferConfig
 
 
 def _good_token(token: SecretStr) -> SecretStr:
@@ -50,12 +51,15 @@ class StoreConfig(Section):
     """Longest wait for one answer of a store elsewhere, beside the time that its bytes take at the bandwidth limit."""
     full_every: int | None = Field(None, ge=1, le=256)
     """Every so many versions one is stored whole; the others may be patches of the one before. 1: all whole.
-    Empty: 16 for a url, where patches save a link; 1 for the run's own folder, where they would save nothing."""
+    Empty: 16 for a url, where patches save a link, and with weights over the wire; else 1: in the run's own folder
+    patches would save nothing."""
     patch_share: float = Field(0.5, gt=0, le=1)
     """A patch is stored if it takes at most this share of the whole file; else the version is stored whole, and the
     next patch is tried after full_every versions."""
+    transfer: TransferConfig = TransferConfig()
+    """Weights over the wire, beside the files."""
 
     @property
     def whole_every(self) -> int:
         """`full_every`, or what it is where it is not given."""
-        return self.full_every or (16 if self.url else 1)
+        return self.full_every or (16 if self.url or self.transfer.kind != "files" else 1)

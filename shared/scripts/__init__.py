@@ -18,12 +18,14 @@ from shared.scripts.control import (
 from shared.scripts.letters import DEAD_LETTER, REQUEUE
 from shared.scripts.recovery import CLAIM_LOST, RESTORE, RESTORE_PARENTS, SETTLE_CLAIMS
 from shared.scripts.stream import APPEND, DELETE, RELEASE
+from shared.scripts.transfer import CALL_TRANSFER
 
 __all__ = [
     "ADD_HISTORY",
     "ALL",
     "ANNOUNCE",
     "APPEND",
+    "CALL_TRANSFER",
     "CLAIM_EVALUATION",
     "CLAIM_LOST",
     "DEAD_LETTER",

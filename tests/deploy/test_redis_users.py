@@ -24,6 +24,7 @@ from shared.lag import Asked
 from shared.letters import Letter
 from shared.redis_client import Client, connect, server_version
 from shared.stream import Appended, GroupReader, GroupWriter, backlog
+from shared.transfer import Answer, Call, Transfers
 from tests.builders import group
 from tests.redis7 import Redis7
 
@@ -128,6 +129,17 @@ def test_rollout_and_learner_do_all_of_their_work(run: Run) -> None:
     run.control.add_history({"step": 1})
     run.control.beat("learner", {"kind": "learner"}, 30)
     assert backlog(run.learner, KEYS).groups == 0
+    call = Call(run.epoch, 1, "invite", 1, invited=["r0"])
+    told, heard = Transfers(run.learner, KEYS), Transfers(run.rollout, KEYS)
+    told.call(call, 60)
+    assert heard.current() == call
+    heard.answer("r0", Answer(run.epoch, 1, "here"))
+    assert told.answers(call, ["r0"]) == {"r0": Answer(run.epoch, 1, "here")}
+    heard.want(1)
+    assert told.wanted() == 1
+    told.satisfied()
+    with pytest.raises(StreamError, match="can't access"):
+        heard.call(call, 60)
     mine.leave("rollout:r0")
     run.control.leave("learner")
     assert run.control.members() == {}

@@ -23,6 +23,7 @@ from shared.lag import Moment, resolve
 from shared.manifest import Manifest, Probe, StoredFile, StoredPatch, parse, seal, unseal
 from shared.patch import apply
 from shared.patch import encode as encode_patch
+from shared.transfer import Answer, Call, read_answer, read_call
 from tests.builders import group, trajectory
 from tests.fuzz.grammar import Choices, spoiled
 from tests.learner.test_recording import recording as a_recording
@@ -39,6 +40,8 @@ CONTROL: list[dict[str, Any]] = [
     {"kind": "rollout", "state": "x", "since": 1.0, "pid": 1, "lag": 0, "lag_served": 1, "proof_max_nats": 1e-5},
     {"kind": "pause", "text": "x", "by": "operator", "at": 1.0},
     {"lag": "choice:0,4*2", "dwell": "4 versions", "control_share": 0.25, "servers": {"r1": "0@0,8@9", "r2": 3}},
+    asdict(Call(1, 2, "go", 3, ["r0"], {"r0": 1}, 1, 2, "127.0.0.1", 29_500)),
+    asdict(Answer(1, 2, "failed", "x", touched=True)),
 ]
 BASE = bytes(range(64))  # what a patch is tried on: 32 elements
 PATCHES = [encode_patch(memoryview(BASE), memoryview(new), 2) for new in (BASE[:-9] + b"\0" + BASE[-8:], BASE[::-1])]
@@ -86,6 +89,10 @@ def control(data: bytes) -> None:
         raw = json.dumps(spoiled(CONTROL[choices.below(len(CONTROL))], choices, binary=False)).encode()
     json.dumps(untrusted.heartbeat(raw))
     json.dumps(untrusted.event(raw))
+    call = read_call(raw)
+    if call is not None and call.stage == "go":
+        assert all(0 < rank < call.world_size for rank in call.ranks.values())
+    read_answer(raw)
     result = untrusted.record(EvaluationResult, raw)
     if result is not None:
         json.dumps(asdict(result))

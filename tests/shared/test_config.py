@@ -116,6 +116,23 @@ def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(override: str, 
         (["learner.steps=5", "learner.warmup_steps=6"], r"warmup_steps is 6; it must be at most learner\.steps \(5\)"),
         (["model.tiny.num_key_value_heads=3"], r"num_attention_heads is 4; it must be a multiple of .*heads \(3\)"),
         (["model.tiny.max_position_embeddings=64"], r"max_position_embeddings is 64; it must be at least .* \(2048\)"),
+        (
+            ["store.transfer.kind=gloo", "rollout.engine.kind=transformers"],
+            r"transfer\.kind is gloo, which only vLLM can take: set it to files or rollout\.engine\.kind to vllm",
+        ),
+        (["store.transfer.kind=gloo", "rollout.lag=2"], r"rollout\.lag asks for up to 2 versions: a server that lags"),
+        (["store.transfer.kind=gloo", "rollout.sync=drain"], r"rollout\.sync is drain: .*; set it to in_flight"),
+        (
+            ["store.transfer.kind=nccl", "store.url=s3://bucket/run"],
+            r"store\.url is given: .* a folder that learner and",
+        ),
+        (
+            ["store.transfer.kind=gloo", "store.cache=/var/cache"],
+            r"store\.cache is given: .* a folder that learner and",
+        ),
+        (["store.transfer.kind=gloo", "learner.device=cuda"], r"gloo, which does not go with learner\.device cuda"),
+        (["store.transfer.kind=nccl", "rollout.engine.device=cpu"], r"not go with rollout\.engine\.device cpu"),
+        (["store.transfer.kind=gloo", "rollout.engine.tensor_parallel_size=2"], r"tensor_parallel_size must be 1"),
         (["redis.max_memory=64MiB"], r"redis\.max_memory is 67,108,864; it must be at least twice"),
     ],
 )

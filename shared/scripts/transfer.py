@@ -1,0 +1,14 @@
+"""Weights over the wire: the learner's word to the servers that are to receive them."""
+
+from shared.scripts.parts import ALLOW_AT_MAXMEMORY, CHECK_EPOCH
+
+# KEYS epoch transfer transfer_answers; ARGV epoch call ttl_ms (the answers to the call before are of no use any more)
+CALL_TRANSFER = (
+    ALLOW_AT_MAXMEMORY
+    + CHECK_EPOCH
+    + """
+redis.call('del', KEYS[3])
+redis.call('set', KEYS[2], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+)
