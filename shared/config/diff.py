@@ -28,6 +28,13 @@ READERS: dict[str, tuple[str, ...]] = {
     "redis": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "redis.max_memory": (REDIS,),
     "redis.appendfsync": (REDIS,),
+    "store": (LEARNER, ROLLOUT),
+    "store.token": (ROLLOUT,),  # the learner writes to no http(s):// url
+    "store.token_file": (ROLLOUT,),
+    "store.cache": (ROLLOUT,),  # these two: only what picks versions up
+    "store.part_bytes": (ROLLOUT,),
+    "store.full_every": (LEARNER,),  # and these: only what publishes
+    "store.patch_share": (LEARNER,),
     "environment": (ROLLOUT,),
     "evaluation": (ROLLOUT,),
     "evaluation.every": (LEARNER,),
@@ -37,7 +44,8 @@ READERS: dict[str, tuple[str, ...]] = {
     "rollout.sampling": (LEARNER, ROLLOUT),
     "rollout.group_size": (LEARNER, ROLLOUT),
     "rollout.experts": (LEARNER, ROLLOUT),
-    "rollout.lag": (LEARNER, ROLLOUT),
+    "rollout.lag": (LEARNER, ROLLOUT, CONTROL_PLANE),
+    "rollout.max_lag": (LEARNER, CONTROL_PLANE),  # what is kept, and what may be asked for
     "rollout.engine.max_model_len": (LEARNER, ROLLOUT),
     "learner": (LEARNER,),
     "learner.idle_deadline_s": (LEARNER, ROLLOUT),
@@ -50,6 +58,10 @@ READERS: dict[str, tuple[str, ...]] = {
     "admission.max_staleness": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission.lease_s": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission.dead_letter_bytes": (LEARNER,),
+    "admission.admit": (LEARNER,),  # with each version it says what rollout servers may ask for
+    "admission.select": (LEARNER,),
+    "admission.evict": (LEARNER,),
+    "admission.window": (LEARNER,),
     "control_plane": (CONTROL_PLANE,),
     "metrics": (LEARNER, ROLLOUT),
 }

@@ -154,6 +154,8 @@ def test_what_it_writes_is_a_volume_and_what_it_only_reads_is_read_only(name: st
         assert str(config.run.folder).startswith("/data/runs/")
     if role == "rollout":
         assert mounts["/data/runs"] is True
+        memory = {mount.split(":")[0]: mount for mount in service["tmpfs"]}[str(config.store.cache)]
+        assert f"uid={service['user'].split(':')[0]}" in memory, "it may only read the store"
     if config.model.path.startswith("/") and role in ("learner", "rollout", "prepare"):
         assert mounts["/data/model"] is (role != "prepare")
         assert Path(config.model.path).parent == Path("/data/model"), (

@@ -232,6 +232,8 @@ def test_a_process_gets_a_command_of_ours_a_configuration_that_works_and_its_own
     assert str(config.run.folder).startswith("/data/runs/")
     assert mounts["/data/runs"] is (component == "rollout")
     assert mounts["/data/model"] is True
+    assert config.store.cache, "a rollout server may only read the store"
+    assert mounts[str(config.store.cache.parent)] is False
     assert not config.model.path.startswith("/") or config.model.path.startswith("/data/model/")
 
 
