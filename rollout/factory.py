@@ -44,6 +44,7 @@ def _vllm(
     device = device_type()
     built = VllmEngine(
         dtype=dtype,
+        quantization=engine.quantization,
         max_model_len=engine.max_model_len,
         max_num_seqs=engine.max_num_seqs,
         kv_cache_gib=engine.kv_cache_gib if device == "cpu" else None,
@@ -68,4 +69,4 @@ def _transformers(engine: TransformersEngineConfig, dtype: str, seed: int) -> tu
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise EngineError("rollout.engine.device is 'cuda', but torch finds no GPU; set it to auto or cpu")
-    return TransformersEngine(dtype=dtype, device=device, seed=seed), device
+    return TransformersEngine(dtype=dtype, quantization=engine.quantization, device=device, seed=seed), device

@@ -29,7 +29,7 @@ from shared.errors import UnprovenVersionError
 from shared.manifest import Manifest
 from shared.types import Float32Array
 
-TOLERANCE_NATS = {"float32": 1e-3, "bfloat16": 0.5}
+TOLERANCE_NATS = {"float32": 1e-3, "bfloat16": 0.5, "8 bits": 1.0}
 ROUNDING_NATS = 1e-6  # of a float32 log-prob
 REPEATED_NATS = 2e-5  # by which a learner's log-probs may differ when it computes those of the same weights again
 SIGNAL_TO_NOISE = 20.0

@@ -38,7 +38,10 @@ class Prover:
         config = parts.config
         self._parts = parts
         self._engine = engine
-        tolerances = [TOLERANCE_NATS[dtype] for dtype in (config.model.dtype, engine_dtype(config))]
+        precisions = [config.model.dtype, engine_dtype(config)]
+        if config.rollout.engine.quantization != "none":
+            precisions.append("8 bits")
+        tolerances = [TOLERANCE_NATS[precision] for precision in precisions]
         self._tolerance_nats = config.rollout.proof_tolerance_nats or max(tolerances)
         self._exact_files = config.model.dtype == "float32"
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicCache
 
 from rollout.engines import weights
 from rollout.engines.base import CHECK_BYTES, TensorReport
+from rollout.engines.quantize import is_quantized, to_int8
 from rollout.engines.tensors import StoredTensors, pieces, same_bits
 from rollout.sampling import check_unfiltered
 from shared.errors import EngineError
@@ -33,8 +34,17 @@ T = TypeVar("T")
 class TransformersEngine:
     """The engine interface on a transformers module. Draws the same tokens again for the same seed and calls."""
 
-    def __init__(self, *, dtype: str = "auto", device: str = "cpu", max_model_len: int = 2048, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        dtype: str = "auto",
+        quantization: Literal["none", "int8"] = "none",
+        device: str = "cpu",
+        max_model_len: int = 2048,
+        seed: int = 0,
+    ) -> None:
         self._dtype = dtype
+        self._quantized = quantization == "int8"
         self._device = torch.device(device)
         self._max_model_len = max_model_len
         self._generator = torch.Generator(self._device).manual_seed(seed)
@@ -106,6 +116,8 @@ class TransformersEngine:
         except (OSError, ValueError, RuntimeError) as error:
             raise EngineError(f"transformers cannot load {folder}: {error}") from error
         self._model = model.to(self._device).eval()
+        if self._quantized:
+            self._model.load_state_dict(self._read(folder), strict=False)
         self._policy_version = policy_version
 
     def _ready(self) -> Any:
@@ -181,7 +193,10 @@ class TransformersEngine:
                 state.update(load_file(file, device=str(self._device)))
         except (OSError, SafetensorError) as error:
             raise EngineError(f"{folder} cannot be read: {error}") from error
-        return state
+        return {name: self._as_computed_with(name, tensor) for name, tensor in state.items()}
+
+    def _as_computed_with(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return to_int8(tensor) if self._quantized and is_quantized(name, tensor) else tensor
 
     @torch.no_grad()
     def _load(self, policy_version: int) -> float:
@@ -207,7 +222,7 @@ class TransformersEngine:
                     unchecked.append(name)
                     continue
                 size += held[name].nbytes
-                if not same_bits(held[name], expected):
+                if not same_bits(held[name], self._as_computed_with(name, expected)):
                     wrong.append(name)
         return TensorReport(tuple(wrong), tuple(unchecked), len(names) - len(wrong) - len(unchecked), size)
 

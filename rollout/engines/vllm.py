@@ -59,6 +59,7 @@ class VllmEngine:
         self,
         *,
         dtype: str = "auto",
+        quantization: str = "none",  # one of vLLM's that quantize while loading
         max_model_len: int = 2048,  # tokens, prompt and completion
         max_num_seqs: int = 256,  # completions generated at once
         kv_cache_gib: float | None = None,  # None: 1 on CPU, from gpu_memory_utilization on a GPU
@@ -79,6 +80,7 @@ class VllmEngine:
             kv_cache_gib = DEFAULT_CPU_KV_CACHE_GIB
         self._engine_args: dict[str, Any] = {
             "dtype": dtype,
+            "quantization": None if quantization == "none" else quantization,
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
             "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * vllm_launch.GIB),

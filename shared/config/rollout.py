@@ -34,6 +34,9 @@ class VllmEngineConfig(Section):
     dtype: Literal["model", "float32", "bfloat16"] = "model"
     """Precision that the engine computes in; `model`: that of the published weights, model.dtype. A lower one than the
     learner's is allowed: how far both then differ is the numerics floor, and proof_tolerance_nats bounds it."""
+    quantization: Literal["none", "fp8_per_tensor", "fp8_per_channel", "fp8_per_block"] = "none"
+    """Weights quantized as they are loaded, also at every new version; the learner's and the published ones are not.
+    What that costs is the numerics floor. On CPU fp8_per_channel works, with dtype bfloat16."""
     max_model_len: int = Field(2048, ge=16, le=1_048_576)
     """Longest prompt plus completion, tokens."""
     max_num_seqs: int = Field(256, ge=1, le=8192)
@@ -56,6 +59,8 @@ class TransformersEngineConfig(Section):
     dtype: Literal["model", "float32", "bfloat16"] = "model"
     """Precision that the engine computes in; `model`: that of the published weights, model.dtype. A lower one than the
     learner's is allowed: how far both then differ is the numerics floor, and proof_tolerance_nats bounds it."""
+    quantization: Literal["none", "int8"] = "none"
+    """int8: every projection's weights rounded to 8 bits, each output row with a scale of its own."""
 
 
 EngineConfig = Annotated[VllmEngineConfig | TransformersEngineConfig, Field(discriminator="kind"), default_kind("vllm")]
@@ -87,7 +92,7 @@ class RolloutConfig(Section):
     """Threads that score completions outside the event loop."""
     proof_tolerance_nats: float | None = Field(None, gt=0, le=10)
     """Largest difference between a loaded version and its probe. Empty: 1e-3 in float32, 0.5 where the published
-    weights or the engine are bfloat16."""
+    weights or the engine are bfloat16, 1 where the engine quantizes."""
     sync: Literal["in_flight", "drain", "between_groups"] = "in_flight"
     """When a server takes up a new version. in_flight: at once; groups in flight go on with the new weights, every
     token carries the version that drew it. drain: no new group begins, those in flight end first, so each is drawn by

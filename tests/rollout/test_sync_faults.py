@@ -182,6 +182,23 @@ async def test_a_bfloat16_engine_of_a_float32_learner_is_proven_with_a_floor_tha
     assert metrics.floor_token_ess._value.get() == status["floor_token_ess"]
 
 
+async def test_an_engine_of_8_bits_is_proven_tensor_by_tensor_and_shows_what_it_costs(
+    config: Config, tiny_model: Path
+) -> None:
+    run, parts = a_run(config, tiny_model, "rollout.engine.quantization=int8")
+    syncer = Syncer(
+        parts, RenewableEngine(build_engine(run.config, "r0")[0], lambda: build_engine(run.config, "r0")[0])
+    )
+    await syncer.serve(0)
+    for size in (LEARNING_RATE, 1e-3):
+        run.step(size)
+        await syncer.serve(run.publish())
+    status = parts.status.heartbeat.status
+    assert status["policy_version"] == 2
+    assert 1e-4 < status["floor_mean_nats"] < status["proof_max_nats"] < 0.5
+    assert parts.metrics.tensors_unchecked._value.get() == 0
+
+
 async def test_the_configured_tolerance_bounds_a_lower_precision(config: Config, tiny_model: Path) -> None:
     overrides = ["rollout.engine.dtype=bfloat16", "rollout.proof_tolerance_nats=1e-4"]
     run, parts = a_run(config, tiny_model, *overrides)
