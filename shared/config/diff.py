@@ -35,6 +35,8 @@ READERS: dict[str, tuple[str, ...]] = {
     "store.part_bytes": (ROLLOUT,),
     "store.full_every": (LEARNER,),  # and these: only what publishes
     "store.patch_share": (LEARNER,),
+    "store.transfer.host": (LEARNER,),  # servers are told with each call
+    "store.transfer.port": (LEARNER,),
     "environment": (ROLLOUT,),
     "evaluation": (ROLLOUT,),
     "evaluation.every": (LEARNER,),

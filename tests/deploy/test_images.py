@@ -108,6 +108,8 @@ def test_a_lock_holds_what_its_image_imports_at_the_versions_that_the_tests_run_
 ) -> None:
     here, owners = locked(image), packages_distributions()
     needed = {name for room in rooms for name in imported(ROOT / room)} - {"matplotlib"}  # plots are made elsewhere
+    if image.startswith("learner"):
+        needed -= {"vllm"}  # store.transfer.kind nccl alone asks for it, and says so where it is not
     for name in needed:
         choices = {owner.replace("_", "-").lower() for owner in owners.get(name, [name])}
         if name == "vllm":
@@ -126,6 +128,11 @@ def test_learners_and_rollout_servers_can_reach_a_store_in_s3(image: str) -> Non
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     [wanted] = project["optional-dependencies"]["s3"]  # fsspec imports it by the address: no source of ours names it
     assert re.match(r"[\w-]+", wanted)[0] in locked(image)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_rollout_image_holds_all_that_a_learner_needs_for_transfers_by_vllms_own_engine(kind: str) -> None:
+    assert locked(f"learner-{kind}").keys() <= locked(f"rollout-{kind}").keys()
 
 
 def imported(path: Path) -> set[str]:

@@ -76,6 +76,15 @@ def test_what_concerns_one_side_of_the_store_restarts_that_side_alone() -> None:
     }
 
 
+def test_where_weights_are_sent_from_concerns_the_learner_and_how_they_are_sent_both() -> None:
+    found = changes(given(), given("store.transfer={kind: nccl, host: learner, port: 29500}"))
+    assert {change.key: change.restarts for change in found} == {
+        "store.transfer.kind": ("learner", "rollout"),
+        "store.transfer.host": ("learner",),
+        "store.transfer.port": ("learner",),
+    }
+
+
 def read_keys(role: str) -> Iterator[str]:
     """Every `config.section.key` that the source of a kind of process reads."""
     for path in (path for pattern in ROOMS[role] for path in ROOT.glob(pattern)):
