@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
 from learner.figures import HIGHEST, columns, draw_estimators, draw_weights
 from learner.objective.registry import OBJECTIVES, build
 from tests.learner.objective.steps import random_step
+
+pytestmark = pytest.mark.system  # draws whole pages
 
 
 def test_the_estimators_are_drawn(tmp_path: Path) -> None:

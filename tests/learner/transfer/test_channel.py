@@ -19,6 +19,8 @@ from shared.redis_client import Client
 from shared.transfer import Transfers
 from tests.learner.transfer.peer import Fault, Peer
 
+pytestmark = pytest.mark.system  # real process groups
+
 SHAPES = [(3, 5), (2**18,), (), (7,), (2**18, 2), (1,)]
 MakePeer = Callable[[str], Peer]
 

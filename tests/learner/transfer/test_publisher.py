@@ -20,6 +20,8 @@ from tests.learner.conftest import MakeWorld
 from tests.learner.transfer.peer import Peer
 from tests.learner.world import World
 
+pytestmark = pytest.mark.system  # real process groups
+
 MakeWired = Callable[..., tuple[World, Learner, Peer]]
 
 
