@@ -49,6 +49,10 @@ def half_a_file(path: Path, *_: object) -> None:
     raise OSError("no space left on device")
 
 
+def torn_before_it_is_there(path: Path, *_: object) -> None:
+    half_a_file(path.with_name(path.name + ".partial"))
+
+
 def with_weights(world: World) -> dict[int, bool]:
     return {version: has_weights(world.store.manifest(version)) for version in world.store.versions()}
 
@@ -133,6 +137,23 @@ def test_files_that_could_not_be_written_are_tried_again_and_the_version_stays(
     assert with_weights(world) == {0: True, 1: False}
     wire.answer()
     assert with_weights(world) == {0: True, 1: True}
+
+
+def test_a_learner_that_ends_while_files_are_written_after_all_leaves_the_version_as_it_was(
+    wired: MakeWired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, learner, _ = wired()
+    learner.training.publish(learner.evaluations)
+    wire = learner.training.parts.publisher
+    assert isinstance(wire, WirePublisher)
+    with monkeypatch.context() as broken:
+        broken.setattr("shared.store.policy.write_whole", torn_before_it_is_there)
+        with pytest.raises(StoreError, match="cannot write version 1"):
+            wire.answer()
+    assert with_weights(world) == {0: True, 1: False}
+    wire.answer()
+    assert with_weights(world) == {0: True, 1: True}
+    world.store.hold(1, "s0")
 
 
 @pytest.mark.parametrize("fault", ["absent", "refuses", "breaks off"])
