@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from learner.transfer.checksums import tensor_checksum
 from learner.transfer.publisher import WirePublisher
 from learner.transfer.senders import Tensors
 from shared.errors import StoreError, StreamError
+from shared.process import Deadline
 from shared.tensor_table import has_weights, read_table
 from shared.transfer import Transfers
 from tests.learner.conftest import MakeWorld
@@ -195,6 +198,27 @@ def test_a_server_that_asks_gets_the_files_of_the_latest_version(wired: MakeWire
     learner.iterate()
     assert with_weights(world)[1] is True
     assert transfers.wanted() == -1
+
+
+def test_who_is_to_evaluate_the_last_version_gets_its_files_although_training_is_over(wired: MakeWired) -> None:
+    world, learner, _ = wired("learner.steps=1", "evaluation.deadline_s=5")
+    world.append(4)
+    learner.iterate()
+    assert with_weights(world)[1] is False
+
+    def evaluate() -> None:
+        Transfers(world.client, world.keys).want(1)
+        deadline = Deadline("the files of version 1", 10)
+        while not with_weights(world)[1] and deadline.remaining:
+            time.sleep(0.01)
+        world.answer_evaluations(0.5)
+
+    server = threading.Thread(target=evaluate)
+    server.start()
+    learner.finish()
+    server.join()
+    assert world.control.phase() == ("finished", "all 1 steps are done")
+    assert [row["policy_version"] for row in world.lines("evaluations.jsonl")] == [0, 1]
 
 
 def test_where_the_latest_weights_are_gone_the_ones_of_now_are_published_for_who_asks(wired: MakeWired) -> None:
