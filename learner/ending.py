@@ -45,9 +45,17 @@ def save_tokenizer(source: str, folder: Path) -> None:
 
 
 def await_evaluation(
-    evaluations: Evaluations, lineage: Lineage, deadline: Deadline, stop: StopFlag, say: Callable[[str], None]
+    evaluations: Evaluations,
+    lineage: Lineage,
+    deadline: Deadline,
+    stop: StopFlag,
+    say: Callable[[str], None],
+    serve: Callable[[], None],
 ) -> str:
-    """Waits for the latest version's evaluation. Returns what is missing if it does not come in time."""
+    """Waits for the latest version's evaluation. Returns what is missing if it does not come in time.
+
+    `serve` does, over and over, what the server that evaluates may have to wait for.
+    """
     version = lineage.latest
     while True:
         evaluations.collect(lineage)
@@ -56,4 +64,5 @@ def await_evaluation(
         if deadline.remaining == 0.0:
             return f"the evaluation of version {version} did not come within {deadline.seconds:g} s"
         say(f"waiting for the evaluation of version {version}")
+        serve()
         time.sleep(POLL_S)

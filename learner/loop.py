@@ -302,7 +302,8 @@ class Learner:
         self.heartbeat.set_state("saving the trained model")
         save_model(self.training.parts.policy, self.config.model.path, self.config.run.folder / "model")
         deadline = Deadline("the last evaluation", self.config.evaluation.deadline_s)
-        missing = await_evaluation(self.evaluations, lineage, deadline, self._stop, self.heartbeat.set_state)
+        say, serve = self.heartbeat.set_state, self._answer_wish_for_files
+        missing = await_evaluation(self.evaluations, lineage, deadline, self._stop, say, serve)
         if not self._stop:
             self._tell_phase("finished", f"{reason}; {missing}" if missing else reason)
             self.heartbeat.set_state("finished")

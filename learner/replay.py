@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from learner.model import PolicyModel
     from learner.objective.registry import Objective
     from learner.replay_step import ReplayedStep
+    from shared.store import PolicyStore
 
 ALL = "all"
 NEWEST = "newest"
@@ -232,13 +233,13 @@ def load_weights(folder: Path, wanted: str, dtype: Any, device: Any) -> tuple[st
 
     Raises:
         ConfigError, CheckpointError: it is not there, or cannot be loaded.
+        StoreError: the store does not answer, or what it has is not as published.
 
     """
     from learner.checkpoint import CheckpointStore, restore_weights
     from learner.model import PolicyModel
-    from shared.store import PolicyStore
 
-    checkpoints, store = CheckpointStore(folder / "checkpoints", 2, print), PolicyStore(folder / "policy")
+    checkpoints = CheckpointStore(folder / "checkpoints", 2, print)
     names = checkpoints.names()
     name = names[-1] if names and wanted == NEWEST else wanted
     if name in names:
@@ -246,21 +247,47 @@ def load_weights(folder: Path, wanted: str, dtype: Any, device: Any) -> tuple[st
         policy = PolicyModel.load(checkpoint.state.config["model"]["path"], dtype, device, key="--checkpoint")
         restore_weights(checkpoint.tensors["model"], policy)
         return f"checkpoint {name}", policy
-    version = re.fullmatch(r"v?(\d+)", name)
-    if version and int(version[1]) in store.versions():
-        number = int(version[1])
-        try:
-            held = store.hold(number, REPLAY)[1]  # rebuilt, where it is stored as a patch
-            return f"published version {number}", PolicyModel.load(str(held), dtype, device, key="--checkpoint")
-        finally:
-            store.forget(REPLAY)
-    if Path(name).is_dir():
+    version, is_folder = re.fullmatch(r"v?(\d+)", name), Path(name).is_dir()
+    store = _store(folder) if version or not is_folder else None  # which may be far away
+    published = store.versions() if store else []
+    if store and version and int(version[1]) in published:
+        return _published(store, int(version[1]), dtype, device)
+    if is_folder:
         return f"the model in {name}", PolicyModel.load(name, dtype, device, key="--checkpoint")
-    versions = ", ".join(map(str, store.versions()[-5:])) or "none"
+    versions = ", ".join(map(str, published[-5:])) or "none"
     raise ConfigError(
         f"--checkpoint {wanted}: no checkpoint of the run ({', '.join(names) or 'it has none'}), no published version "
         f"that is still there (newest: {versions}) and no folder"
     )
+
+
+def _store(folder: Path) -> PolicyStore:
+    """Where the configuration of the run has its versions; without one, in its folder. Raises as `load_weights`."""
+    from shared.config import load_config
+    from shared.store import PolicyStore, open_store
+
+    path = folder / "config.yaml"
+    if not path.exists():
+        return PolicyStore(folder / "policy")
+    config = load_config(path)
+    here = config.run.model_copy(update={"folder": folder})  # wherever the run has been moved to
+    return open_store(config.model_copy(update={"run": here}), REPLAY)
+
+
+def _published(store: PolicyStore, number: int, dtype: Any, device: Any) -> tuple[str, PolicyModel]:
+    from learner.model import PolicyModel
+    from shared.tensor_table import has_weights
+
+    if not has_weights(store.manifest(number)):
+        raise ConfigError(
+            f"--checkpoint: version {number} went over the wire alone, the store has no files of its weights: give a "
+            "checkpoint of the run, or a version with files, such as every store.full_every-th"
+        )
+    try:
+        held = store.hold(number, REPLAY)[1]  # rebuilt, where it is stored as a patch
+        return f"published version {number}", PolicyModel.load(str(held), dtype, device, key="--checkpoint")
+    finally:
+        store.forget(REPLAY)
 
 
 def _plain(value: Any) -> Any:

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from rollout.engines.base import TensorReport
 from shared.errors import UnprovenVersionError
 from shared.manifest import Manifest
+from shared.tensor_table import weight_files
 from shared.types import Float32Array
 
 TOLERANCE_NATS = {"float32": 1e-3, "bfloat16": 0.5, "8 bits": 1.0}
@@ -121,11 +122,6 @@ def check_tensors(version: int, report: TensorReport, proof: Proof) -> None:
         )
 
 
-def is_weights(name: str) -> bool:
-    """True for a file that holds tensors."""
-    return name.endswith(".safetensors")
-
-
 def wrong_tensors(report: TensorReport) -> str:
     """Which of an engine's tensors are not those of the files; '' where all are."""
     if not report.wrong:
@@ -148,7 +144,7 @@ def _check_files(now: Proof, before: Proof) -> None:
 
 
 def _weights(manifest: Manifest) -> list[tuple[str, int, str]]:
-    return [(file.name, file.size, file.checksum) for file in manifest.files if is_weights(file.name)]
+    return [(file.name, file.size, file.checksum) for file in weight_files(manifest)]
 
 
 def _check_change(now: Proof, before: Proof) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import StoreError
-from shared.manifest import Manifest
+from shared.manifest import Manifest, StoredFile
 
 TABLE = "tensors.json"
 DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
@@ -21,7 +21,7 @@ MAX_TABLE_BYTES = 32 * 2**20
 MAX_TENSORS = 200_000
 MAX_TENSOR_BYTES = 2**40
 _LONGEST_NAME = 512
-_WEIGHTS = (".safetensors", ".bin")
+_WEIGHTS = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,14 @@ class TensorRow:
     checksum: int  # of its bytes, 64 bits
 
 
+def weight_files(manifest: Manifest) -> list[StoredFile]:
+    """A version's files that hold tensors."""
+    return [file for file in manifest.files if file.name.endswith(_WEIGHTS)]
+
+
 def has_weights(manifest: Manifest) -> bool:
     """True where a version's weights are in files; a version that went over the wire alone has none."""
-    return any(file.name.endswith(_WEIGHTS) for file in manifest.files)
+    return bool(weight_files(manifest))
 
 
 def write_table(folder: Path, rows: Iterable[TensorRow]) -> None:

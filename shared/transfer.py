@@ -63,6 +63,8 @@ class Transfers:
         self._client = client
         self._keys = keys
         self._call = Script(client, scripts.CALL_TRANSFER, [keys.epoch, keys.transfer, keys.transfer_answers])
+        self._answer = Script(client, scripts.ANSWER_TRANSFER, [keys.transfer_answers])
+        self._want = Script(client, scripts.WANT_FILES, [keys.transfer_wanted])
 
     # -- learner --------------------------------------------------------------------------------
     def call(self, call: Call, ttl_s: float) -> None:
@@ -103,15 +105,13 @@ class Transfers:
         return read_call(value) if value else None
 
     def answer(self, server_id: str, answer: Answer) -> None:
-        """Says how far this server is."""
+        """Says how far this server is; works at maxmemory."""
         text = json.dumps({**asdict(answer), "why": answer.why[: untrusted.MAX_TEXT]})
-        with translated():
-            self._client.hset(self._keys.transfer_answers, server_id, text)
+        self._answer(server_id, text)
 
     def want(self, policy_version: int) -> None:
-        """Asks the learner for a version's files."""
-        with translated():
-            self._client.set(self._keys.transfer_wanted, policy_version)
+        """Asks the learner for a version's files; works at maxmemory."""
+        self._want(policy_version)
 
 
 def read_call(raw: bytes) -> Call | None:

@@ -25,7 +25,6 @@ from learner.weight_file import WEIGHTS
 from shared.control import Latest
 from shared.errors import StoreError
 from shared.log import Logger
-from shared.manifest import MANIFEST
 from shared.tensor_table import TensorRow, has_weights, write_table
 from shared.transfer import Transfers
 
@@ -104,7 +103,7 @@ class WirePublisher(Publisher):
         self._transfers.satisfied()
 
     def _write_files(self, latest: Latest) -> None:
-        """Publishes the version once more, with its weights; for a moment the store has it not."""
+        """Publishes the version once more, with its weights; until the manifest is replaced it is what it was."""
         version = latest.policy_version
         manifest = self._store.manifest(version)
         if has_weights(manifest):
@@ -114,7 +113,6 @@ class WirePublisher(Publisher):
             for name in (WEIGHTS, PATCH):  # what an earlier try left
                 (folder / name).unlink(missing_ok=True)
             written = Publisher._save(self, folder, version, latest.parent)
-            (folder / MANIFEST).unlink()
         except OSError as error:
             raise StoreError(f"cannot write version {version} to {folder}: {error}") from error
         probe, at = manifest.probe, manifest.created_at

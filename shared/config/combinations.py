@@ -166,10 +166,11 @@ def _transfer(config: Config) -> Iterator[str]:
             yield f"store.transfer.kind is {kind}, which does not go with {name}.device {unfit}"
     if kind == "gloo" and getattr(engine, "tensor_parallel_size", 1) > 1:
         yield "store.transfer.kind is gloo, which is for one worker: rollout.engine.tensor_parallel_size must be 1"
-    if (lag := config.rollout.lag.largest) > 0:
+    if (most := config.rollout.largest_lag) > 0:
+        key = "rollout.lag" if config.rollout.max_lag is None else "rollout.max_lag"
         yield (
-            f"store.transfer.kind is {kind}, but rollout.lag asks for up to {lag} versions: a server that lags wants "
-            "versions that the learner no longer holds; set store.transfer.kind to files, or rollout.lag to 0"
+            f"store.transfer.kind is {kind}, but {key} lets servers lag by up to {most} versions: a server that lags "
+            f"wants versions that the learner no longer holds; set store.transfer.kind to files, or {key} to 0"
         )
     if config.rollout.sync != "in_flight":
         yield (

@@ -37,11 +37,6 @@ class Config(Section):
     metrics: MetricsConfig = MetricsConfig()
 
     @property
-    def synchronous(self) -> bool:
-        """True for the on-policy run: every group is drawn by the version that it updates."""
-        return self.admission.max_staleness == 0 and self.rollout.lag.largest == 0
-
-    @property
     def group_bytes_bound(self) -> int:
         """The most bytes that one group can take in the stream."""
         prompt = getattr(self.rollout.engine, "max_model_len", 2048)

@@ -18,12 +18,13 @@ from shared.scripts.control import (
 from shared.scripts.letters import DEAD_LETTER, REQUEUE
 from shared.scripts.recovery import CLAIM_LOST, RESTORE, RESTORE_PARENTS, SETTLE_CLAIMS
 from shared.scripts.stream import APPEND, DELETE, RELEASE
-from shared.scripts.transfer import CALL_TRANSFER
+from shared.scripts.transfer import ANSWER_TRANSFER, CALL_TRANSFER, WANT_FILES
 
 __all__ = [
     "ADD_HISTORY",
     "ALL",
     "ANNOUNCE",
+    "ANSWER_TRANSFER",
     "APPEND",
     "CALL_TRANSFER",
     "CLAIM_EVALUATION",
@@ -41,6 +42,7 @@ __all__ = [
     "RESTORE_PARENTS",
     "SETTLE_CLAIMS",
     "SET_PHASE",
+    "WANT_FILES",
     "WISH_LAG",
 ]
 

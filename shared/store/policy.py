@@ -67,7 +67,7 @@ class PolicyStore:
         known: Mapping[str, StoredFile] | None = None,
         base: int = -1,
     ) -> Manifest:
-        """Writes the manifest: now the version exists.
+        """Writes the manifest: now the version exists. One that is committed again never lacks its manifest.
 
         Args:
             policy_version: the version that was begun.
@@ -101,6 +101,8 @@ class PolicyStore:
         by_name = {file.stored.name: file for file in known.values()}
         files = []
         for path in sorted(folder.iterdir()):
+            if path.name.startswith(MANIFEST):  # of an earlier commit, or its torn beginning
+                continue
             file = by_name.pop(path.name, None)
             if file is not None and file.stored.size != path.stat().st_size:
                 raise StoreError(f"{path} has {path.stat().st_size:,} bytes; {file.stored.size:,} were written")

@@ -21,7 +21,10 @@ from learner.objectives import objectives_of
 from learner.recording import FOLDER, encode, read, recorded_files
 from learner.replay import main, select, wanted_objectives
 from learner.step import make_optimizer, take_step
+from shared.config.load import dump_config
 from shared.errors import ConfigError
+from shared.manifest import Probe
+from shared.store import PolicyStore
 from tests import builders
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World
@@ -159,6 +162,23 @@ def test_the_weights_of_the_step_before_give_the_recorded_numbers_and_gradient(
     [other] = replayed(capsys, world, "--steps", "3", "--checkpoint", "0", "--objective", "p3o").steps
     assert {"loss", "token_ess", "sequence_ess", "kl"} <= other["differs"].keys()
     assert other["token_ess"] > 0.999999, "the data is of version 0"
+
+
+def test_a_published_version_is_looked_for_where_the_run_has_its_store(
+    make_world: MakeWorld, capsys: Output, tmp_path: Path
+) -> None:
+    world = make_world(f"store.url={tmp_path / 'elsewhere'}")
+    world.store = PolicyStore(tmp_path / "elsewhere")
+    learner = world.learner()
+    (world.config.run.folder / "config.yaml").write_text(dump_config(world.config))
+    world.append(4)
+    learner.iterate()
+    [step] = replayed(capsys, world, "--checkpoint", "v0", "--objective", "p3o").steps
+    assert step["step"] == 1
+    (world.store.begin(9) / "tensors.json").write_text("[]")
+    world.store.commit(9, 1, 1, Probe([[1, 2]], [[-1.0]]), 1.0)
+    told = replayed(capsys, world, "--checkpoint", "v9")
+    assert (told.code, "version 9 went over the wire alone, the store has no files" in told.err) == (2, True)
 
 
 def test_every_objective_on_a_checkpoint_says_the_same_bytes_twice(make_world: MakeWorld, capsys: Output) -> None:

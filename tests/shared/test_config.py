@@ -50,8 +50,6 @@ def test_what_is_derived_from_the_configuration() -> None:
         None, ["learner.publish_every=8", "learner.minibatches=2", "learner.passes=2", "learner.checkpoint_every=8"], {}
     )
     assert (config.learner.steps_per_batch, config.learner.groups_per_publish) == (4, 64)
-    assert not config.synchronous
-    assert load_config(None, ["admission.max_staleness=0"], {}).synchronous
 
 
 def test_a_group_s_bytes_are_reckoned_with_its_experts() -> None:
@@ -120,7 +118,11 @@ def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(override: str, 
             ["store.transfer.kind=gloo", "rollout.engine.kind=transformers"],
             r"transfer\.kind is gloo, which only vLLM can take: set it to files or rollout\.engine\.kind to vllm",
         ),
-        (["store.transfer.kind=gloo", "rollout.lag=2"], r"rollout\.lag asks for up to 2 versions: a server that lags"),
+        (["store.transfer.kind=gloo", "rollout.lag=2"], r"rollout\.lag lets servers lag by up to 2 versions: a server"),
+        (
+            ["store.transfer.kind=gloo", "rollout.max_lag=4"],
+            r"rollout\.max_lag lets servers lag .*, or rollout\.max_lag to",
+        ),
         (["store.transfer.kind=gloo", "rollout.sync=drain"], r"rollout\.sync is drain: .*; set it to in_flight"),
         (
             ["store.transfer.kind=nccl", "store.url=s3://bucket/run"],

@@ -9,7 +9,7 @@ import pytest
 from shared.errors import StoreError
 from shared.manifest import Manifest, Probe
 from shared.store import PolicyStore
-from shared.tensor_table import TABLE, TensorRow, bytes_of, has_weights, read_table, write_table
+from shared.tensor_table import TABLE, TensorRow, bytes_of, has_weights, read_table, weight_files, write_table
 
 ROWS = [TensorRow("a.weight", "bfloat16", (3, 4), 2**64 - 1), TensorRow("b", "float32", (), 0)]
 GOOD = {"name": "a", "dtype": "float32", "shape": [2], "checksum": 1}
@@ -61,3 +61,4 @@ def test_a_version_has_weights_where_a_file_holds_them(tmp_path: Path) -> None:
             (folder / name).write_bytes(b"x")
         found.append(store.commit(version, version - 1, 0, probe, 1.0))
     assert [has_weights(manifest) for manifest in found] == [False, True]
+    assert [file.name for file in weight_files(found[1])] == ["model.safetensors"]

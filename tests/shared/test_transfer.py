@@ -7,12 +7,15 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
+import redis
 
+from shared.config import load_config
 from shared.control import ControlState
 from shared.errors import FencedError
 from shared.keys import Keys
-from shared.redis_client import Client
+from shared.redis_client import Client, connect
 from shared.transfer import Answer, Call, Transfers, read_answer, read_call
+from tests.conftest import RedisServer
 
 INVITE = Call(3, 1, "invite", 7, invited=["r0", "r1"])
 GO = Call(3, 2, "go", 7, ranks={"r0": 1, "r1": 3}, group=1, world_size=4, host="10.0.0.1", port=29500)
@@ -56,6 +59,21 @@ def test_the_newest_wish_for_files_is_heard_until_it_is_satisfied(transfers: Tra
     assert transfers.wanted() == 6
     transfers.satisfied()
     assert transfers.wanted() == -1
+
+
+def test_a_server_answers_and_asks_for_files_while_redis_is_full(own_redis: RedisServer) -> None:
+    client, keys = connect(load_config(None, [f"redis.url={own_redis.url}"], {})), Keys("full")
+    transfers, epoch = Transfers(client, keys), ControlState(client, keys).take_epoch()
+    client.config_set("maxmemory", 1)
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        client.set("anything", 1)
+    call = replace(INVITE, epoch=epoch)
+    transfers.call(call, ttl_s=60)
+    transfers.answer("r0", Answer(epoch, 1, "here"))
+    transfers.want(7)
+    assert transfers.answers(call, ["r0"]) == {"r0": Answer(epoch, 1, "here")}
+    assert transfers.wanted() == 7
+    client.close()
 
 
 def encoded(value: Any, **changes: Any) -> bytes:

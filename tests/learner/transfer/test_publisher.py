@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from learner.transfer.checksums import tensor_checksum
 from learner.transfer.publisher import WirePublisher
 from learner.transfer.senders import Tensors
 from shared.errors import StoreError, StreamError
+from shared.process import Deadline
 from shared.tensor_table import has_weights, read_table
 from shared.transfer import Transfers
 from tests.learner.conftest import MakeWorld
@@ -47,6 +50,10 @@ def wired(make_world: MakeWorld) -> Iterator[MakeWired]:
 def half_a_file(path: Path, *_: object) -> None:
     path.write_bytes(b"half")
     raise OSError("no space left on device")
+
+
+def torn_before_it_is_there(path: Path, *_: object) -> None:
+    half_a_file(path.with_name(path.name + ".partial"))
 
 
 def with_weights(world: World) -> dict[int, bool]:
@@ -135,6 +142,23 @@ def test_files_that_could_not_be_written_are_tried_again_and_the_version_stays(
     assert with_weights(world) == {0: True, 1: True}
 
 
+def test_a_learner_that_ends_while_files_are_written_after_all_leaves_the_version_as_it_was(
+    wired: MakeWired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, learner, _ = wired()
+    learner.training.publish(learner.evaluations)
+    wire = learner.training.parts.publisher
+    assert isinstance(wire, WirePublisher)
+    with monkeypatch.context() as broken:
+        broken.setattr("shared.store.policy.write_whole", torn_before_it_is_there)
+        with pytest.raises(StoreError, match="cannot write version 1"):
+            wire.answer()
+    assert with_weights(world) == {0: True, 1: False}
+    wire.answer()
+    assert with_weights(world) == {0: True, 1: True}
+    world.store.hold(1, "s0")
+
+
 @pytest.mark.parametrize("fault", ["absent", "refuses", "breaks off"])
 def test_a_version_that_did_not_arrive_gets_its_files_at_once(wired: MakeWired, fault: str) -> None:
     world, learner, peer = wired()
@@ -174,6 +198,27 @@ def test_a_server_that_asks_gets_the_files_of_the_latest_version(wired: MakeWire
     learner.iterate()
     assert with_weights(world)[1] is True
     assert transfers.wanted() == -1
+
+
+def test_who_is_to_evaluate_the_last_version_gets_its_files_although_training_is_over(wired: MakeWired) -> None:
+    world, learner, _ = wired("learner.steps=1", "evaluation.deadline_s=5")
+    world.append(4)
+    learner.iterate()
+    assert with_weights(world)[1] is False
+
+    def evaluate() -> None:
+        Transfers(world.client, world.keys).want(1)
+        deadline = Deadline("the files of version 1", 10)
+        while not with_weights(world)[1] and deadline.remaining:
+            time.sleep(0.01)
+        world.answer_evaluations(0.5)
+
+    server = threading.Thread(target=evaluate)
+    server.start()
+    learner.finish()
+    server.join()
+    assert world.control.phase() == ("finished", "all 1 steps are done")
+    assert [row["policy_version"] for row in world.lines("evaluations.jsonl")] == [0, 1]
 
 
 def test_where_the_latest_weights_are_gone_the_ones_of_now_are_published_for_who_asks(wired: MakeWired) -> None:

@@ -52,6 +52,14 @@ def test_a_published_version_is_never_overwritten(store: PolicyStore) -> None:
         store.begin(1)
 
 
+def test_a_version_that_is_committed_again_lists_its_files_and_no_manifest(store: PolicyStore) -> None:
+    folder = publish(store, 1)
+    (folder / "more.json").write_text("{}")
+    (folder / f"{MANIFEST}.partial").write_bytes(b"half")
+    store.commit(1, -1, step=1, probe=PROBE, created_at=1.0)
+    assert [f.name for f in store.hold(1, "r0")[0].files] == ["config.json", "model.safetensors", "more.json"]
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_shard_is_found(store: PolicyStore, damage: str) -> None:
     shard = publish(store, 1) / "model.safetensors"
