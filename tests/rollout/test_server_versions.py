@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shared.config import Config
-from shared.errors import DeadlineError, UnprovenVersionError
+from shared.errors import DeadlineError, StoreError, UnprovenVersionError
 from shared.manifest import Manifest
 from shared.store import PolicyStore
 from tests.rollout.run import Run, parts_of, serving, small, until, versions_of
@@ -127,6 +127,30 @@ async def test_an_evaluation_of_a_version_that_is_refused_is_given_up_and_the_se
         await until(lambda: run.unapplied() == 52, "groups", server)
     assert versions_of(run.groups()) == {0}
     assert run.control.evaluations() == []
+
+
+async def test_a_store_that_does_not_answer_puts_an_evaluation_beyond_the_lag_off(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real store, which fails once, as one far away may."""
+    run = Run(small(config, tiny_model, "rollout.lag=1"))
+    run.publish()
+    run.publish()
+    run.control.request_evaluation(1)
+    asked: list[threading.Thread] = []
+    truly = PolicyStore.versions
+
+    def far_away(store: PolicyStore) -> list[int]:
+        asked.append(threading.current_thread())
+        if len(asked) == 1:
+            raise StoreError("the line is down")
+        return truly(store)
+
+    monkeypatch.setattr(PolicyStore, "versions", far_away)
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: [r.policy_version for r in run.control.evaluations()] == [1], "the evaluation", server)
+    assert len(asked) == 2, "no more often than another server's claim is looked at"
+    assert threading.main_thread() not in asked, "the event loop goes on meanwhile"
 
 
 async def test_a_version_is_fetched_while_groups_are_drawn_and_appended(
