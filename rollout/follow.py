@@ -16,7 +16,14 @@ from rollout.parts import Parts
 from rollout.status import component_of
 from rollout.sync import Syncer, ancestor, lineage
 from shared.control import LEARNER, Phase
-from shared.errors import DeadlineError, EngineError, EnvironmentFailure, StoreError
+from shared.errors import (
+    DeadlineError,
+    EngineError,
+    EnvironmentFailure,
+    OutOfMemoryError,
+    StoreError,
+    UnprovenVersionError,
+)
 from shared.lag import Moment
 
 POLL_S = 0.03
@@ -183,7 +190,7 @@ class Follower:
         self._claimed = job
         try:
             await (self._detour(job, target, admitter, evaluator) if detour else self._answer(job, evaluator))
-        except (EnvironmentFailure, EngineError, StoreError, TimeoutError) as error:
+        except (EnvironmentFailure, EngineError, StoreError, OutOfMemoryError, TimeoutError) as error:
             await self._give_up(job, error)
         self._claimed = None
         return True
@@ -223,13 +230,10 @@ class Follower:
                     await self._syncer.serve(target)
 
     async def _give_up(self, job: int, error: Exception) -> None:
-        self._failures[job] = self._failures.get(job, 0) + 1
+        refused = isinstance(error, UnprovenVersionError)  # it was tried often enough, in a fresh engine too
+        self._failures[job] = MAX_EVALUATION_FAILURES if refused else self._failures.get(job, 0) + 1
         text = f"evaluation of version {job}: {error or f'not done within {self._deadline_s:g} s'}"
         self._parts.log.warning("an evaluation failed", policy_version=job, error=text)
-        control = self._parts.control
-
-        def release() -> None:
-            control.release_evaluation(job)
-            control.add_event("evaluation failed", text, self._parts.server_id)
-
-        await self._parts.patience("give an evaluation back", release)
+        release = self._parts.control.release_evaluation
+        await self._parts.patience("give an evaluation back", lambda: release(job))
+        await self._parts.record("evaluation failed", text)

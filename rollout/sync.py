@@ -265,5 +265,4 @@ class Syncer:
 
     async def _refuse(self, version: int, error: UnprovenVersionError) -> None:
         self._refused.append(version)
-        add_event, server_id = self._parts.control.add_event, self._parts.server_id
-        await self._parts.patience("record a refusal", lambda: add_event("version refused", str(error), server_id))
+        await self._parts.record("version refused", str(error))
