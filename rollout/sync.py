@@ -161,6 +161,8 @@ class Syncer:
                     self._parts.metrics.sync_failures.labels("engine").inc()
                     version = manifest.policy_version
                     self._parts.log.error("a version cannot be loaded", policy_version=version, error=str(error))
+                    self._stand_still()  # nobody knows what it has loaded
+                    self.gate.set()
                     raise
                 self.gate.set()
 

@@ -15,7 +15,7 @@ from rollout.factory import build_engine
 from rollout.parts import Parts
 from rollout.sync import Syncer
 from shared.config import Config
-from shared.errors import UnprovenVersionError
+from shared.errors import EngineError, UnprovenVersionError
 from tests.rollout.models import load_model, probe_of
 from tests.rollout.run import Run, parts_of, small
 
@@ -124,6 +124,20 @@ async def test_a_load_that_went_wrong_is_refused_by_what_is_wrong(
     [event] = run.control.events()
     assert (event["kind"], event["by"]) == ("version refused", "r0")
     assert "version 1 " in event["text"]
+
+
+async def test_weights_that_a_living_engine_failed_to_load_draw_nothing(config: Config, tiny_model: Path) -> None:
+    def fails(model: Any, old: dict[str, torch.Tensor]) -> None:
+        raise EngineError("no memory left to load with")
+
+    run, parts = a_run(config, tiny_model)
+    syncer = await served_at_0(parts, fails)
+    run.publish()
+    with pytest.raises(EngineError, match="no memory left"):
+        await syncer.serve(1)
+    assert (syncer.served, syncer.halted.is_set()) == (-1, True)
+    assert parts.status.heartbeat.status["policy_version"] == -1
+    assert syncer.gate.is_set(), "groups in flight can end"
 
 
 async def test_the_previous_version_s_files_under_a_new_name_are_refused(config: Config, tiny_model: Path) -> None:
