@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from rollout.admit import OVER, Admitter
@@ -114,18 +115,28 @@ class Follower:
 
         A group is drawn at the lag that it was leased for: an older version must not get in between.
         """
-        same = self._dial.served_lag in (-1, self._aimed_lag)
-        if same or not self._syncer.gate.is_set():  # behind a shut gate no group ends
+        if not self._syncer.gate.is_set():  # behind a shut gate no group ends
+            await self._follow(target)
+        elif self._dial.served_lag in (-1, self._aimed_lag):
             await self._follow(target, moment(self._parts, admitter))
-            return
-        with self._parts.status.during("sync", f"finishing groups, to serve at lag {self._aimed_lag}"):
+        else:
             try:
-                async with admitter.drained(DRAIN_DEADLINE_S):
-                    view = await self.look()  # groups took their time
-                    if view.latest >= 0:
-                        await self._follow(self._target(view))
+                await self._follow(target, self._between_lags(admitter))
             except TimeoutError:
                 self._parts.log.warning("groups in flight do not end: another lag waits", lag=self._dial.served_lag)
+
+    @asynccontextmanager
+    async def _between_lags(self, admitter: Admitter) -> AsyncIterator[None]:
+        """The moment for the weights of another lag; before anything is admitted again, that lag is the served one."""
+        lag = self._aimed_lag
+        drained = admitter.drained(DRAIN_DEADLINE_S)
+        with self._parts.status.during("sync", f"finishing groups, to serve at lag {lag}"):
+            await drained.__aenter__()
+        try:
+            yield
+            self._dial.served_lag = lag
+        finally:
+            await drained.__aexit__(None, None, None)
 
     def _settle(self, admitter: Admitter) -> None:
         """What is served is what the lag asks for, too."""
