@@ -140,6 +140,7 @@ class Follower:
 
     def _settle(self, admitter: Admitter) -> None:
         """What is served is what the lag asks for, too."""
+        self._syncer.settle()
         if self._dial.served_lag != self._aimed_lag:
             self._dial.served_lag = self._aimed_lag
             admitter.wake()

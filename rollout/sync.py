@@ -92,7 +92,7 @@ class Syncer:
             moment: entered before the weights change.
 
         Raises:
-            StoreError: nothing could be read from the store for SYNC_DEADLINE_S.
+            StoreError: for SYNC_DEADLINE_S every version that was wanted could not be read from the store.
             UnprovenVersionError: rollout.max_refused_versions in a row could not be proven.
             EngineError: the engine failed.
 
@@ -102,7 +102,6 @@ class Syncer:
             return
         try:
             await self.serve(version, moment)
-            self._unreadable_since = None
             self._parts.status.say("sync", "")
         except WireOnlyError as error:
             await self._receiver.wait_for_files(version, error, serving=self.served >= 0)
@@ -117,6 +116,7 @@ class Syncer:
             self._parts.status.say("sync", f"waiting for a newer version: {error}")
 
     async def _cannot_read(self, version: int, error: StoreError) -> None:
+        """Waits a little. The time counts from the first of failures in a row."""
         now = time.monotonic()
         self._parts.metrics.sync_failures.labels("store").inc()
         if self._unreadable_since is None:
@@ -124,7 +124,12 @@ class Syncer:
             self._parts.log.warning("a version cannot be read", policy_version=version, error=str(error))
         if now - self._unreadable_since > SYNC_DEADLINE_S:
             raise StoreError(f"for {SYNC_DEADLINE_S:g} s no version could be read: {error}") from error
-        await asyncio.sleep(RETRY_S)
+        with self._parts.status.during("sync", f"cannot read version {version}: {error}"):
+            await asyncio.sleep(RETRY_S)
+
+    def settle(self) -> None:
+        """What is served is what is wanted: what could not be read before does not matter any more."""
+        self._unreadable_since = None
 
     async def serve(self, version: int, moment: AbstractAsyncContextManager[None] | None = None) -> None:
         """Fetches, loads and proves a version. Raises StoreError, EngineError, UnprovenVersionError, DeadlineError."""
@@ -135,6 +140,7 @@ class Syncer:
             try:
                 with timed(self._parts, "fetch"):
                     manifest, folder = await asyncio.to_thread(self._store.hold, version, server_id)
+                self._unreadable_since = None
                 call = await self._receiver.meet(manifest, serving=self._started)
                 if self._started and call is None:
                     with timed(self._parts, "stage"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from rollout.factory import build_engine
 from rollout.parts import Parts
 from rollout.sync import Syncer
 from shared.config import Config
-from shared.errors import EngineError, UnprovenVersionError
+from shared.errors import EngineError, StoreError, UnprovenVersionError
 from tests.rollout.models import load_model, probe_of
-from tests.rollout.run import Run, parts_of, small
+from tests.rollout.run import Run, parts_of, small, until
 
 LEARNING_RATE = 1e-6  # an optimizer's step moves every weight by about this much
 NORMS = [f"model.layers.{layer}.input_layernorm.weight" for layer in (0, 1)]
@@ -233,3 +234,22 @@ async def test_a_version_that_was_proven_before_has_to_show_itself_again(config:
     await syncer.serve(0)
     assert trusted == [{0}, {1}]
     assert syncer.proven == {0, 1}
+
+
+async def test_only_failures_in_a_row_count_against_a_store_that_cannot_be_read(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.sync.SYNC_DEADLINE_S", 0.0)
+    run, parts = a_run(config, tiny_model)
+    syncer = await served_at_0(parts, one_tensor_stale)
+    run.publish(run.lie())
+    await syncer.follow(8)
+    await syncer.follow(1)  # it can be read, and is not proven
+    await syncer.follow(8)
+    syncer.settle()  # and now 0 were wanted, say
+    reading = asyncio.ensure_future(syncer.follow(8))
+    told = "cannot read version 8: "
+    await until(lambda: str(parts.status.heartbeat.status["state"]).startswith(told), "the reason", reading)
+    await reading
+    with pytest.raises(StoreError, match=r"for 0 s no version could be read: .*v00000008"):
+        await syncer.follow(8)
