@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from rollout.admit import OVER, Admitter
@@ -16,12 +17,19 @@ from rollout.parts import Parts
 from rollout.status import component_of
 from rollout.sync import Syncer, ancestor, lineage
 from shared.control import LEARNER, Phase
-from shared.errors import DeadlineError, EngineError, EnvironmentFailure, StoreError
+from shared.errors import (
+    DeadlineError,
+    EngineError,
+    EnvironmentFailure,
+    OutOfMemoryError,
+    StoreError,
+    UnprovenVersionError,
+)
 from shared.lag import Moment
 
 POLL_S = 0.03
 LEARNER_POLL_S = 5.0
-CLAIM_POLL_S = 0.5  # after another server was faster
+CLAIM_POLL_S = 0.5  # after another server was faster, or the store had nothing
 MAX_EVALUATION_FAILURES = 3
 DRAIN_DEADLINE_S = 300.0  # for the groups that were begun at another lag
 
@@ -107,21 +115,32 @@ class Follower:
 
         A group is drawn at the lag that it was leased for: an older version must not get in between.
         """
-        same = self._dial.served_lag in (-1, self._aimed_lag)
-        if same or not self._syncer.gate.is_set():  # behind a shut gate no group ends
+        if not self._syncer.gate.is_set():  # behind a shut gate no group ends
+            await self._follow(target)
+        elif self._dial.served_lag in (-1, self._aimed_lag):
             await self._follow(target, moment(self._parts, admitter))
-            return
-        with self._parts.status.during("sync", f"finishing groups, to serve at lag {self._aimed_lag}"):
+        else:
             try:
-                async with admitter.drained(DRAIN_DEADLINE_S):
-                    view = await self.look()  # groups took their time
-                    if view.latest >= 0:
-                        await self._follow(self._target(view))
+                await self._follow(target, self._between_lags(admitter))
             except TimeoutError:
                 self._parts.log.warning("groups in flight do not end: another lag waits", lag=self._dial.served_lag)
 
+    @asynccontextmanager
+    async def _between_lags(self, admitter: Admitter) -> AsyncIterator[None]:
+        """The moment for the weights of another lag; before anything is admitted again, that lag is the served one."""
+        lag = self._aimed_lag
+        drained = admitter.drained(DRAIN_DEADLINE_S)
+        with self._parts.status.during("sync", f"finishing groups, to serve at lag {lag}"):
+            await drained.__aenter__()
+        try:
+            yield
+            self._dial.served_lag = lag
+        finally:
+            await drained.__aexit__(None, None, None)
+
     def _settle(self, admitter: Admitter) -> None:
         """What is served is what the lag asks for, too."""
+        self._syncer.settle()
         if self._dial.served_lag != self._aimed_lag:
             self._dial.served_lag = self._aimed_lag
             admitter.wake()
@@ -170,26 +189,33 @@ class Follower:
 
     async def _evaluate_one(self, view: View, target: int, admitter: Admitter, evaluator: Evaluator) -> bool:
         """Answers one pending evaluation if there is one for this server; True if it tried."""
+        if time.monotonic() < self._claim_again_at:
+            return False
         given_up = [job for job, n in self._failures.items() if n >= MAX_EVALUATION_FAILURES]
         wanted = [job for job in view.evaluations if job not in given_up]
         job = servable(wanted, self._syncer.served)
         detour = job is None and self._syncer.served == target
         if detour:
-            newer = [v for v in lineage(view.latest, view.parents) if v > target]
-            job = next((v for v in wanted if v in newer and self._syncer.stored(v)), None)
+            job = await self._beyond(wanted, [v for v in lineage(view.latest, view.parents) if v > target])
         if job is None or not await self._claim(job):
             return False
         self._claimed = job
         try:
             await (self._detour(job, target, admitter, evaluator) if detour else self._answer(job, evaluator))
-        except (EnvironmentFailure, EngineError, StoreError, TimeoutError) as error:
+        except (EnvironmentFailure, EngineError, StoreError, OutOfMemoryError, TimeoutError) as error:
             await self._give_up(job, error)
         self._claimed = None
         return True
 
+    async def _beyond(self, wanted: list[int], newer: list[int]) -> int | None:
+        """The first wanted version beyond this server's lag that the store has."""
+        asked = [version for version in wanted if version in newer]
+        stored = await self._syncer.stored(asked)
+        if asked and not stored:  # the store may be far away, and need not be asked at every look
+            self._claim_again_at = time.monotonic() + CLAIM_POLL_S
+        return stored[0] if stored else None
+
     async def _claim(self, job: int) -> bool:
-        if time.monotonic() < self._claim_again_at:
-            return False
         claim, component = self._parts.control.claim_evaluation, component_of(self._parts.server_id)
         if await self._parts.patience("claim an evaluation", lambda: claim(job, self._deadline_s, component)):
             return True
@@ -216,13 +242,10 @@ class Follower:
                     await self._syncer.serve(target)
 
     async def _give_up(self, job: int, error: Exception) -> None:
-        self._failures[job] = self._failures.get(job, 0) + 1
+        refused = isinstance(error, UnprovenVersionError)  # it was tried often enough, in a fresh engine too
+        self._failures[job] = MAX_EVALUATION_FAILURES if refused else self._failures.get(job, 0) + 1
         text = f"evaluation of version {job}: {error or f'not done within {self._deadline_s:g} s'}"
         self._parts.log.warning("an evaluation failed", policy_version=job, error=text)
-        control = self._parts.control
-
-        def release() -> None:
-            control.release_evaluation(job)
-            control.add_event("evaluation failed", text, self._parts.server_id)
-
-        await self._parts.patience("give an evaluation back", release)
+        release = self._parts.control.release_evaluation
+        await self._parts.patience("give an evaluation back", lambda: release(job))
+        await self._parts.record("evaluation failed", text)

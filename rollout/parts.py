@@ -9,6 +9,7 @@ from rollout.status import Status
 from shared.admission import Admission, Credit
 from shared.config import Config
 from shared.control import ControlState
+from shared.errors import OutOfMemoryError
 from shared.keys import Keys
 from shared.log import Logger
 from shared.metrics import RolloutMetrics
@@ -60,3 +61,10 @@ class Parts:
             patience=Patience(status, log),
             transfers=Transfers(client, keys),
         )
+
+    async def record(self, kind: str, text: str) -> None:
+        """Records that something happened; what Redis has no room for is in the log only. Raises StreamError."""
+        try:
+            await self.patience("record an event", lambda: self.control.add_event(kind, text, self.server_id))
+        except OutOfMemoryError as error:
+            self.log.warning("an event is left out", event_kind=kind, text=text, error=str(error))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
@@ -73,9 +73,16 @@ class Syncer:
         """The version that is served, proven; -1 while there is none."""
         return self._proof.manifest.policy_version if self._proof is not None and not self.halted.is_set() else -1
 
-    def stored(self, version: int) -> bool:
-        """True while the store has this version."""
-        return version in self._store.versions()
+    async def stored(self, versions: Sequence[int]) -> list[int]:
+        """Those of the versions that the store has; none while it does not answer."""
+        if not versions:
+            return []
+        try:
+            there = await asyncio.to_thread(self._store.versions)
+        except StoreError:
+            self._parts.metrics.sync_failures.labels("store").inc()
+            return []
+        return [version for version in versions if version in there]
 
     async def follow(self, version: int, moment: AbstractAsyncContextManager[None] | None = None) -> None:
         """Serves a version, or says why it cannot yet and leaves it for the next time.
@@ -85,7 +92,7 @@ class Syncer:
             moment: entered before the weights change.
 
         Raises:
-            StoreError: nothing could be read from the store for SYNC_DEADLINE_S.
+            StoreError: for SYNC_DEADLINE_S every version that was wanted could not be read from the store.
             UnprovenVersionError: rollout.max_refused_versions in a row could not be proven.
             EngineError: the engine failed.
 
@@ -95,7 +102,6 @@ class Syncer:
             return
         try:
             await self.serve(version, moment)
-            self._unreadable_since = None
             self._parts.status.say("sync", "")
         except WireOnlyError as error:
             await self._receiver.wait_for_files(version, error, serving=self.served >= 0)
@@ -110,6 +116,7 @@ class Syncer:
             self._parts.status.say("sync", f"waiting for a newer version: {error}")
 
     async def _cannot_read(self, version: int, error: StoreError) -> None:
+        """Waits a little. The time counts from the first of failures in a row."""
         now = time.monotonic()
         self._parts.metrics.sync_failures.labels("store").inc()
         if self._unreadable_since is None:
@@ -117,7 +124,12 @@ class Syncer:
             self._parts.log.warning("a version cannot be read", policy_version=version, error=str(error))
         if now - self._unreadable_since > SYNC_DEADLINE_S:
             raise StoreError(f"for {SYNC_DEADLINE_S:g} s no version could be read: {error}") from error
-        await asyncio.sleep(RETRY_S)
+        with self._parts.status.during("sync", f"cannot read version {version}: {error}"):
+            await asyncio.sleep(RETRY_S)
+
+    def settle(self) -> None:
+        """What is served is what is wanted: what could not be read before does not matter any more."""
+        self._unreadable_since = None
 
     async def serve(self, version: int, moment: AbstractAsyncContextManager[None] | None = None) -> None:
         """Fetches, loads and proves a version. Raises StoreError, EngineError, UnprovenVersionError, DeadlineError."""
@@ -128,6 +140,7 @@ class Syncer:
             try:
                 with timed(self._parts, "fetch"):
                     manifest, folder = await asyncio.to_thread(self._store.hold, version, server_id)
+                self._unreadable_since = None
                 call = await self._receiver.meet(manifest, serving=self._started)
                 if self._started and call is None:
                     with timed(self._parts, "stage"):
@@ -154,6 +167,8 @@ class Syncer:
                     self._parts.metrics.sync_failures.labels("engine").inc()
                     version = manifest.policy_version
                     self._parts.log.error("a version cannot be loaded", policy_version=version, error=str(error))
+                    self._stand_still()  # nobody knows what it has loaded
+                    self.gate.set()
                     raise
                 self.gate.set()
 
@@ -258,5 +273,4 @@ class Syncer:
 
     async def _refuse(self, version: int, error: UnprovenVersionError) -> None:
         self._refused.append(version)
-        add_event, server_id = self._parts.control.add_event, self._parts.server_id
-        await self._parts.patience("record a refusal", lambda: add_event("version refused", str(error), server_id))
+        await self._parts.record("version refused", str(error))

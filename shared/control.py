@@ -271,11 +271,11 @@ class ControlState:
         return sorted(version for key in wanted if (version := untrusted.number(key)) is not None)
 
     def claim_evaluation(self, policy_version: int, deadline_s: float, component: str) -> bool:
-        """Leases one evaluation to a component; False where another one, that lives, holds it."""
+        """Leases one evaluation to a component; False where another one, that lives, holds it. Works at maxmemory."""
         return bool(self._claim(policy_version, int(deadline_s * 1000), component, self._keys.heartbeat("")))
 
     def release_evaluation(self, policy_version: int) -> None:
-        """Gives a claimed evaluation back, so that it can be claimed again at once."""
+        """Gives a claimed evaluation back, so that it can be claimed again at once. Works at maxmemory."""
         self._release(policy_version)
 
     def finish_evaluation(self, requested: int, result: EvaluationResult) -> None:

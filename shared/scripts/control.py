@@ -65,7 +65,8 @@ return 1
 # KEYS evaluation_jobs; ARGV policy_version lease_ms claimer heartbeat_prefix -> 1 if the job is ours now
 # A job's value is "<claimed until> <claimer>"; a claim ends with its time, or with its claimer's heartbeat.
 CLAIM_EVALUATION = (
-    NOW
+    ALLOW_AT_MAXMEMORY
+    + NOW
     + """
 local claim = redis.call('hget', KEYS[1], ARGV[1])
 if not claim then return 0 end
@@ -78,11 +79,14 @@ return 1
 )
 
 # KEYS evaluation_jobs; ARGV policy_version -> 1 if there was such a job
-RELEASE_EVALUATION = """
+RELEASE_EVALUATION = (
+    ALLOW_AT_MAXMEMORY
+    + """
 if redis.call('hexists', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('hset', KEYS[1], ARGV[1], '0 ')
 return 1
 """
+)
 
 # KEYS members heartbeat; ARGV component status ttl_ms
 HEARTBEAT = (

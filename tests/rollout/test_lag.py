@@ -68,6 +68,7 @@ async def test_groups_in_flight_are_finished_by_the_weights_that_began_them(conf
         waiting = "finishing groups, to serve at lag 2"
         await until(lambda: run.state_of() == waiting, "the dial to be heard", server)
         assert (beat_of(run)["policy_version"], run.leased()) == (3, 4), "nothing new is begun either"
+        assert "stage_s" in parts.stages, "the other version is at hand before the server stands still for it"
         Hanging.release.set()
         await until(lambda: run.unapplied() == 8, "all credit to be used", server)
     assert told(run.groups()) == [(0, "", 3)] * 4 + [(2, "", 1)] * 4

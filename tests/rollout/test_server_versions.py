@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from shared.config import Config
-from shared.errors import DeadlineError, UnprovenVersionError
+from shared.errors import DeadlineError, StoreError, UnprovenVersionError
 from shared.manifest import Manifest
 from shared.store import PolicyStore
+from tests.conftest import RedisServer
 from tests.rollout.run import Run, parts_of, serving, small, until, versions_of
 from tests.rollout.worlds import Patient
 
@@ -127,6 +128,55 @@ async def test_an_evaluation_of_a_version_that_is_refused_is_given_up_and_the_se
         await until(lambda: run.unapplied() == 52, "groups", server)
     assert versions_of(run.groups()) == {0}
     assert run.control.evaluations() == []
+    kinds = [event["kind"] for event in run.control.events()]
+    assert kinds == ["evaluation failed", "version refused"], "once: each try costs a fresh engine"
+
+
+async def test_at_maxmemory_an_evaluation_that_fails_is_given_back_and_the_server_lives(
+    config: Config, tiny_model: Path, own_redis: RedisServer
+) -> None:
+    there = config.model_copy(update={"redis": config.redis.model_copy(update={"url": own_redis.url})})
+    run = Run(small(there, tiny_model, "rollout.lag=1"))
+    run.publish()
+    run.step()
+    run.publish(run.lie())
+    run.control.set_paused(True)
+    run.control.request_evaluation(1)
+    run.client.config_set("maxmemory", 1)
+    parts = parts_of(run.config)
+    refusals = parts.metrics.sync_failures.labels("unproven")
+    async with serving(parts) as server:
+        await until(lambda: refusals._value.get() == 3, "the refusal", server)
+        await until(lambda: served(run) == 0, "the version that the lag allows", server)
+        run.client.config_set("maxmemory", 0)
+        run.control.set_paused(False)
+        await until(lambda: run.unapplied() == 8, "groups", server)
+    assert run.control.events() == []
+    assert run.control.claim_evaluation(1, 9, "another")
+
+
+async def test_a_store_that_does_not_answer_puts_an_evaluation_beyond_the_lag_off(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real store, which fails once, as one far away may."""
+    run = Run(small(config, tiny_model, "rollout.lag=1"))
+    run.publish()
+    run.publish()
+    run.control.request_evaluation(1)
+    asked: list[threading.Thread] = []
+    truly = PolicyStore.versions
+
+    def far_away(store: PolicyStore) -> list[int]:
+        asked.append(threading.current_thread())
+        if len(asked) == 1:
+            raise StoreError("the line is down")
+        return truly(store)
+
+    monkeypatch.setattr(PolicyStore, "versions", far_away)
+    async with serving(parts_of(run.config)) as server:
+        await until(lambda: [r.policy_version for r in run.control.evaluations()] == [1], "the evaluation", server)
+    assert len(asked) == 2, "no more often than another server's claim is looked at"
+    assert threading.main_thread() not in asked, "the event loop goes on meanwhile"
 
 
 async def test_a_version_is_fetched_while_groups_are_drawn_and_appended(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from rollout.factory import build_engine
 from rollout.parts import Parts
 from rollout.sync import Syncer
 from shared.config import Config
-from shared.errors import UnprovenVersionError
+from shared.errors import EngineError, StoreError, UnprovenVersionError
 from tests.rollout.models import load_model, probe_of
-from tests.rollout.run import Run, parts_of, small
+from tests.rollout.run import Run, parts_of, small, until
 
 LEARNING_RATE = 1e-6  # an optimizer's step moves every weight by about this much
 NORMS = [f"model.layers.{layer}.input_layernorm.weight" for layer in (0, 1)]
@@ -126,6 +127,20 @@ async def test_a_load_that_went_wrong_is_refused_by_what_is_wrong(
     assert "version 1 " in event["text"]
 
 
+async def test_weights_that_a_living_engine_failed_to_load_draw_nothing(config: Config, tiny_model: Path) -> None:
+    def fails(model: Any, old: dict[str, torch.Tensor]) -> None:
+        raise EngineError("no memory left to load with")
+
+    run, parts = a_run(config, tiny_model)
+    syncer = await served_at_0(parts, fails)
+    run.publish()
+    with pytest.raises(EngineError, match="no memory left"):
+        await syncer.serve(1)
+    assert (syncer.served, syncer.halted.is_set()) == (-1, True)
+    assert parts.status.heartbeat.status["policy_version"] == -1
+    assert syncer.gate.is_set(), "groups in flight can end"
+
+
 async def test_the_previous_version_s_files_under_a_new_name_are_refused(config: Config, tiny_model: Path) -> None:
     """Every checksum is right, and every tensor is the file's: only the probe knows."""
     run, parts = a_run(config, tiny_model)
@@ -219,3 +234,22 @@ async def test_a_version_that_was_proven_before_has_to_show_itself_again(config:
     await syncer.serve(0)
     assert trusted == [{0}, {1}]
     assert syncer.proven == {0, 1}
+
+
+async def test_only_failures_in_a_row_count_against_a_store_that_cannot_be_read(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.sync.SYNC_DEADLINE_S", 0.0)
+    run, parts = a_run(config, tiny_model)
+    syncer = await served_at_0(parts, one_tensor_stale)
+    run.publish(run.lie())
+    await syncer.follow(8)
+    await syncer.follow(1)  # it can be read, and is not proven
+    await syncer.follow(8)
+    syncer.settle()  # and now 0 were wanted, say
+    reading = asyncio.ensure_future(syncer.follow(8))
+    told = "cannot read version 8: "
+    await until(lambda: str(parts.status.heartbeat.status["state"]).startswith(told), "the reason", reading)
+    await reading
+    with pytest.raises(StoreError, match=r"for 0 s no version could be read: .*v00000008"):
+        await syncer.follow(8)
