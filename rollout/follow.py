@@ -21,7 +21,7 @@ from shared.lag import Moment
 
 POLL_S = 0.03
 LEARNER_POLL_S = 5.0
-CLAIM_POLL_S = 0.5  # after another server was faster
+CLAIM_POLL_S = 0.5  # after another server was faster, or the store did not have the version
 MAX_EVALUATION_FAILURES = 3
 DRAIN_DEADLINE_S = 300.0  # for the groups that were begun at another lag
 
@@ -170,13 +170,15 @@ class Follower:
 
     async def _evaluate_one(self, view: View, target: int, admitter: Admitter, evaluator: Evaluator) -> bool:
         """Answers one pending evaluation if there is one for this server; True if it tried."""
+        if time.monotonic() < self._claim_again_at:
+            return False
         given_up = [job for job, n in self._failures.items() if n >= MAX_EVALUATION_FAILURES]
         wanted = [job for job in view.evaluations if job not in given_up]
         job = servable(wanted, self._syncer.served)
         detour = job is None and self._syncer.served == target
         if detour:
             newer = [v for v in lineage(view.latest, view.parents) if v > target]
-            job = next((v for v in wanted if v in newer and self._syncer.stored(v)), None)
+            job = await self._first_stored([v for v in wanted if v in newer])
         if job is None or not await self._claim(job):
             return False
         self._claimed = job
@@ -187,9 +189,13 @@ class Follower:
         self._claimed = None
         return True
 
+    async def _first_stored(self, jobs: list[int]) -> int | None:
+        stored = await self._syncer.stored(jobs) if jobs else []
+        if jobs and not stored:
+            self._claim_again_at = time.monotonic() + CLAIM_POLL_S
+        return next(iter(stored), None)
+
     async def _claim(self, job: int) -> bool:
-        if time.monotonic() < self._claim_again_at:
-            return False
         claim, component = self._parts.control.claim_evaluation, component_of(self._parts.server_id)
         if await self._parts.patience("claim an evaluation", lambda: claim(job, self._deadline_s, component)):
             return True

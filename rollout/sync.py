@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
@@ -73,9 +73,14 @@ class Syncer:
         """The version that is served, proven; -1 while there is none."""
         return self._proof.manifest.policy_version if self._proof is not None and not self.halted.is_set() else -1
 
-    def stored(self, version: int) -> bool:
-        """True while the store has this version."""
-        return version in self._store.versions()
+    async def stored(self, versions: Sequence[int]) -> list[int]:
+        """Those of these that the store has; none while it does not say."""
+        try:
+            found = await asyncio.to_thread(self._store.versions)
+        except StoreError:
+            self._parts.metrics.sync_failures.labels("store").inc()
+            return []
+        return [version for version in versions if version in found]
 
     async def follow(self, version: int, moment: AbstractAsyncContextManager[None] | None = None) -> None:
         """Serves a version, or says why it cannot yet and leaves it for the next time.
