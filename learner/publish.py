@@ -116,7 +116,7 @@ class Publisher:
             self._control.announce(self._epoch, latest, oldest_kept, applied, copy)
 
     def retain(self, kept: Iterable[int], latest: int) -> None:
-        """Deletes versions that nobody needs, and what a torn publish left behind."""
+        """Deletes versions that nobody needs, and what a torn publish left behind. Raises StoreError, OSError."""
         self._store.retain(kept, latest)
 
 

@@ -40,7 +40,7 @@ from learner.step import take_step
 from shared.config import Config
 from shared.config.lag import from_wish
 from shared.control import LEARNER, ControlState, Latest
-from shared.errors import FencedError, TrainingError
+from shared.errors import FencedError, StoreError, TrainingError
 from shared.heartbeat import Heartbeat
 from shared.log import Logger, on_every_line
 from shared.metrics import LearnerMetrics
@@ -267,10 +267,18 @@ class Training:
         self._announced = latest, min(kept)
         self.ledger.announced()
         self._batches_unpublished = self._steps_unpublished = 0
-        parts.publisher.retain(kept, version)
+        self._retain(kept, version)
         parts.metrics.policy_version.set(version)
         parts.heartbeat.update(policy_version=version, step=self.step)
         on_every_line(policy_version=version)
+
+    def _retain(self, kept: set[int], version: int) -> None:
+        """Deletes what nobody needs; what the store does not let go of now is left to the next publish."""
+        try:
+            self.parts.publisher.retain(kept, version)
+        except (StoreError, OSError) as error:
+            self.parts.metrics.retention_failures.inc()
+            self.parts.log.warning("versions that nobody needs stay for now", version=version, error=str(error))
 
     def _admit(self) -> Allowance:
         """What the policy allows, given the steps since the version before."""

@@ -59,7 +59,7 @@ class Admission:
             client, scripts.LEASE, [*counted, k.latest, k.clock, k.desired, k.phase, k.parents, k.drawing]
         )
         self._renew = Script(client, scripts.RENEW, [k.owners, k.leases, k.clock])
-        self._give_back = Script(client, scripts.GIVE_BACK, [k.leases, k.owners, k.returned, k.attempts])
+        self._give_back = Script(client, scripts.GIVE_BACK, [k.leases, k.owners, k.returned, k.attempts, k.drawing])
 
     def lease(self, want: int, served_version: int, asked: Asked = LATEST) -> Grant:
         """Asks for up to `want` prompt indices.

@@ -10,6 +10,8 @@ TrustbatchError
 |   |-- DataLossError      Redis has fallen back into the past, or into nothing: the learner restores what it knows
 |   `-- AccessError        Redis refuses user or password: a ConfigError too, never waited out
 |-- StoreError             a policy version that is missing, torn or altered
+|   |-- AnsweredError      the store has answered, and asking again changes nothing
+|   |   `-- MissingError   what was asked for is not there
 |   `-- WireOnlyError      a version that went over the wire, without files so far
 |-- CheckpointError        a checkpoint that is missing, torn or altered
 |-- FencedError            another learner took over this run
@@ -70,6 +72,14 @@ class AccessError(ConfigError, StreamError):
 
 class StoreError(TrustbatchError):
     """A policy version that is missing, torn or altered."""
+
+
+class AnsweredError(StoreError):
+    """The store has answered, and would answer the same again."""
+
+
+class MissingError(AnsweredError):
+    """What was asked for is not in the store."""
 
 
 class WireOnlyError(StoreError):

@@ -60,7 +60,7 @@ class Keys:
     def drawing(self) -> str:
         """Sorted set: prompt index -> depth in the lineage of the version that it is leased for, less the server's lag.
 
-        An index whose lease has ended stays until LEASE comes across it.
+        An index is there for as long as its lease.
         """
         return self._key("drawing")
 

@@ -112,6 +112,11 @@ class LearnerMetrics:
         self.published_bytes = Counter(
             "trustbatch_published_bytes", "Weights put into the store, by how: whole or patch.", ["kind"], registry=r
         )
+        self.retention_failures = Counter(
+            "trustbatch_retention_failures",
+            "Publishes after which versions that nobody needs could not be deleted.",
+            registry=r,
+        )
         self.transfers = Counter(
             "trustbatch_transfers", "Servers that a version was sent to over the wire.", ["outcome"], registry=r
         )

@@ -94,9 +94,10 @@ class GroupWriter:
         self._keys = keys
         self._server_id = server_id
         self._acknowledged = Acknowledged()
-        counted = [k.groups, k.leases, k.owners, k.unapplied, k.bytes, k.appended, k.attempts, k.acknowledged, k.latest]
-        self._append = Script(client, scripts.APPEND, counted)
-        self._claim = Script(client, scripts.CLAIM_LOST, [k.claims, k.unapplied, k.owners, k.leases, k.returned])
+        counted = [k.groups, k.leases, k.owners, k.unapplied, k.bytes, k.appended, k.attempts, k.acknowledged]
+        self._append = Script(client, scripts.APPEND, [*counted, k.latest, k.drawing])
+        lost = [k.claims, k.unapplied, k.owners, k.leases, k.returned, k.drawing]
+        self._claim = Script(client, scripts.CLAIM_LOST, lost)
 
     def append(self, prompt_index: int, group_id: str, payload: bytes) -> Appended:
         """Appends one group; safe to repeat after an error. Raises StreamError, OutOfMemoryError."""

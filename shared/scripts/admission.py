@@ -36,6 +36,7 @@ local clock = KEYS[8]
     + """
 for _, index in ipairs(redis.call('zrangebyscore', leases, '-inf', now)) do
   redis.call('zrem', leases, index)
+  redis.call('zrem', KEYS[12], index)
   redis.call('hdel', owners, index)
   redis.call('zadd', returned, index, index)
 end
@@ -120,7 +121,7 @@ return renewed
 """
 )
 
-# KEYS leases owners returned attempts; ARGV server count_attempt index... -> attempts of each index so far
+# KEYS leases owners returned attempts drawing; ARGV server count_attempt index... -> attempts of each index so far
 GIVE_BACK = (
     ALLOW_AT_MAXMEMORY
     + """
@@ -131,6 +132,7 @@ for i = 3, #ARGV do
   if redis.call('hget', KEYS[2], index) == ARGV[1] then
     if ARGV[2] == '1' then n = redis.call('hincrby', KEYS[4], index, 1) end
     redis.call('zrem', KEYS[1], index)
+    redis.call('zrem', KEYS[5], index)
     redis.call('hdel', KEYS[2], index)
     redis.call('zadd', KEYS[3], index, index)
   end

@@ -10,7 +10,7 @@ local function claim(list, index, cause)
 end
 """
 
-# KEYS claims unapplied owners leases returned; ARGV server index... -> how many of them are lost
+# KEYS claims unapplied owners leases returned drawing; ARGV server index... -> how many of them are lost
 # What a server knows to be acknowledged and Redis does not: the learner is told, and a lease that came back with the
 # past is given back.
 CLAIM_LOST = (
@@ -26,6 +26,7 @@ for i = 2, #ARGV do
     if redis.call('hget', KEYS[3], index) == ARGV[1] then
       redis.call('hdel', KEYS[3], index)
       redis.call('zrem', KEYS[4], index)
+      redis.call('zrem', KEYS[6], index)
       redis.call('zadd', KEYS[5], index, index)
     end
   end

@@ -2,7 +2,7 @@
 
 from shared.scripts.parts import ALLOW_AT_MAXMEMORY, CHECK_EPOCH, OWN_ENTRY
 
-# KEYS groups leases owners unapplied bytes appended attempts acknowledged latest
+# KEYS groups leases owners unapplied bytes appended attempts acknowledged latest drawing
 # ARGV server index group_id field payload known
 # -> {what, count}: what is 'stored', 'duplicate' (this index is in the stream already), 'lease lost', or 'data lost':
 # Redis remembers fewer appends of this server than the server does (known), and nothing was done.
@@ -17,6 +17,7 @@ if redis.call('hget', KEYS[3], index) ~= ARGV[1] then return {'lease lost', coun
 local latest = redis.call('hget', KEYS[9], 'policy_version') or ''
 redis.call('xadd', KEYS[1], '*', 'group_id', ARGV[3], 'prompt_index', index, ARGV[4], ARGV[5], 'latest', latest)
 redis.call('zrem', KEYS[2], index)
+redis.call('zrem', KEYS[10], index)
 redis.call('hdel', KEYS[3], index)
 redis.call('hdel', KEYS[7], index)
 redis.call('sadd', KEYS[4], index)

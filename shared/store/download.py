@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shared.errors import StoreError
+from shared.errors import MissingError, StoreError
 from shared.manifest import StoredFile, StoredPatch
 from shared.store.manifests import version_folder
-from shared.store.remote import MissingError, Remote, persist
+from shared.store.remote import Remote, persist
 
 
 @dataclass(frozen=True)

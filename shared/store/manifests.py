@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from shared.errors import StoreError
+from shared.errors import MissingError, StoreError
 from shared.manifest import MANIFEST, Manifest, parse, unseal
 from shared.store.files import read_small
 
@@ -30,14 +30,14 @@ def version_numbers(names: Iterable[str]) -> list[int]:
 
 
 def read_manifest(folder: Path, policy_version: int) -> Manifest:
-    """The manifest in a version's folder. Raises StoreError."""
+    """The manifest in a version's folder. Raises MissingError where there is none, StoreError."""
     path = folder / MANIFEST
     try:
         if folder.is_symlink():
             raise StoreError(f"{folder} is a link: a version is a folder of the store's own")
         raw = read_small(path)
     except FileNotFoundError:
-        raise StoreError(f"version {policy_version} is not in the store ({path})") from None
+        raise MissingError(f"version {policy_version} is not in the store ({path})") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
     return manifest_of(raw, policy_version, str(path))

@@ -35,7 +35,7 @@ class MirroredStore(PolicyStore):
         """As in a store on a disk; of two learners on two machines, one gets it."""
         folder = super().begin(policy_version)
         try:
-            self._remote.begin(policy_version)
+            persist(lambda: self._remote.begin(policy_version))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -71,8 +71,9 @@ class MirroredStore(PolicyStore):
 
     # -- look -----------------------------------------------------------------------------------
     def manifest(self, policy_version: int) -> Manifest:
-        """Fetches and checks a manifest (not yet the files). Raises StoreError."""
-        return manifest_of(self._remote.manifest(policy_version), policy_version, self._where(policy_version))
+        """Fetches and checks a manifest (not yet the files). Raises MissingError where there is none, StoreError."""
+        raw = persist(lambda: self._remote.manifest(policy_version))
+        return manifest_of(raw, policy_version, self._where(policy_version))
 
     def versions(self) -> list[int]:
         """Published versions, ascending. Raises StoreError where the place elsewhere does not answer."""
@@ -131,7 +132,7 @@ class MirroredStore(PolicyStore):
 
     # -- retention ------------------------------------------------------------------------------
     def retain(self, keep: Iterable[int], newest: int) -> list[int]:
-        """As in a store on a disk; of the spool, only the newest version stays."""
+        """As in a store on a disk; of the spool, only the newest version stays. Raises StoreError."""
         kept, published = self._with_bases(keep), set(self._remote.versions())
         gone = [version for version in self._remote.begun() if version <= newest and version not in kept & published]
         with ThreadPoolExecutor(self._parallel) as threads:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from shared.errors import StoreError
+from shared.errors import MissingError, StoreError
 from shared.manifest import MANIFEST, MAX_CHAIN, Manifest, Probe, StoredFile, seal
 from shared.store.files import check, stored_file, write_whole
 from shared.store.manifests import read_manifest, version_folder, version_numbers
@@ -117,7 +117,7 @@ class PolicyStore:
 
     # -- look -----------------------------------------------------------------------------------
     def manifest(self, policy_version: int) -> Manifest:
-        """Reads and checks a manifest (not yet the files). Raises StoreError."""
+        """Reads and checks a manifest (not yet the files). Raises MissingError where there is none, StoreError."""
         return read_manifest(self.folder(policy_version), policy_version)
 
     def versions(self) -> list[int]:
@@ -152,7 +152,8 @@ class PolicyStore:
         """Deletes every version up to `newest` but these and what they are patches of; returns what was deleted.
 
         The manifest goes first. Newer versions are another learner's: who was thought dead must not delete them.
-        What torn publishes left goes too, and what holders left who have not come for a long time.
+        What torn publishes left goes too, and what holders left who have not come for a long time. Where nobody can say
+        what a kept version is a patch of, nothing is deleted: raises StoreError.
         """
         kept, published = self._with_bases(keep), set(self.versions())
         gone = [version for version in self.begun() if version <= newest and version not in kept & published]
@@ -171,11 +172,11 @@ class PolicyStore:
         return kept
 
     def _base_of(self, version: int) -> int:
-        """The version that this one is a patch of; -1 for none, and where nobody can say."""
+        """The version that this one is a patch of; -1 for none. Raises StoreError where nobody can say."""
         if version not in self._bases:
             try:
                 self._bases[version] = self.manifest(version).base
-            except StoreError:
+            except MissingError:
                 return -1
         return self._bases[version]
 

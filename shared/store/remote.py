@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shared.errors import StoreError
+from shared.errors import AnsweredError, MissingError, StoreError
 from shared.manifest import MANIFEST
 from shared.store.files import CHUNK_BYTES, MAX_SMALL
 from shared.store.manifests import version_name, version_numbers
@@ -33,10 +33,6 @@ _LIBRARIES = (
 
 
 T = TypeVar("T")
-
-
-class MissingError(StoreError):
-    """What was asked for is not in the store elsewhere: asking again does not help."""
 
 
 class Remote:
@@ -79,14 +75,15 @@ class Remote:
 
     # -- publish --------------------------------------------------------------------------------
     def begin(self, version: int) -> None:
-        """Claims a version. Raises StoreError where another learner has it."""
+        """Claims a version. Raises AnsweredError where another learner has it."""
         with self._told(f"version {version}"):
             if self._files.exists(self._path(version, MANIFEST)):
-                raise StoreError(f"version {version} is published already in {self.url}")
+                raise AnsweredError(f"version {version} is published already in {self.url}")
             try:
                 self._files.pipe_file(self._path(version, BEGUN), b"1", mode="create")
             except FileExistsError:
-                raise StoreError(f"version {version} was begun already, by another learner, in {self.url}") from None
+                told = f"version {version} was begun already, by another learner, in {self.url}"
+                raise AnsweredError(told) from None
 
     def send(self, version: int, path: Path) -> None:
         """Uploads a file under its own name."""
@@ -157,11 +154,11 @@ class Remote:
 
 
 def persist(work: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
-    """Does something that may be repeated, TRIES times at most. Raises the last StoreError; MissingError at once."""
+    """Does something that may be repeated, TRIES times at most. Raises the last StoreError; AnsweredError at once."""
     for tried in range(TRIES - 1):
         try:
             return work()
-        except MissingError:
+        except AnsweredError:
             raise
         except StoreError:
             sleep(FIRST_PAUSE_S * 2**tried)

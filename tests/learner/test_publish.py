@@ -10,6 +10,7 @@ import pytest
 from learner.lineage import START, Lineage
 from learner.publish import probe_sequences, versions_to_keep
 from shared.errors import StoreError
+from shared.manifest import MANIFEST
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World
 
@@ -105,6 +106,25 @@ def test_what_a_torn_publish_left_is_passed_over_and_removed(world: World) -> No
     world.learner()
     assert world.latest == 2, "nobody knows who may still be writing version 1"
     assert not world.store.folder(1).exists()
+
+
+def test_a_retention_that_fails_is_counted_and_left_to_the_next_publish(make_world: MakeWorld) -> None:
+    world = make_world("learner.retain_versions=2", "learner.checkpoint_every=1")
+    first = world.learner()
+    world.append(4)
+    first.iterate()
+    manifest = world.store.folder(1) / MANIFEST
+    written = manifest.read_bytes()
+    manifest.write_bytes(written[:-1])
+    learner = world.learner()
+    assert learner.metrics.retention_failures._value.get() == 1
+    assert (world.latest, world.store.versions()) == (2, [0, 1, 2])
+    manifest.write_bytes(written)
+    world.append(4)
+    for _ in range(2):  # what a former learner has not ended is read first
+        learner.iterate()
+    assert learner.metrics.retention_failures._value.get() == 1
+    assert (world.latest, world.store.versions()) == (3, [1, 2, 3]), "2 is 1 again"
 
 
 def test_a_publish_that_fails_leaves_nothing_behind_and_may_be_tried_again(

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import socket
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from shared.codec import encode_group
 from shared.config import Config
 from shared.config.rollout import SamplingConfig
 from shared.errors import ConfigError, DeadlineError, EngineError, EnvironmentFailure, StoreError
+from shared.store import PolicyStore
 from shared.stream import backlog
 from shared.types import Float32Array, Int32Array, Source
 from tests.conftest import RedisServer
@@ -222,7 +224,20 @@ def best_is_even(run: Run, index: int) -> bool:
         return int(run.model(torch.tensor([prompt])).logits[0, -1].argmax()) % 2 == 0
 
 
-async def test_an_evaluation_beyond_the_lag_is_a_detour_that_no_group_takes(config: Config, tiny_model: Path) -> None:
+async def test_an_evaluation_beyond_the_lag_is_a_detour_that_no_group_takes(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real store, which does not answer at first: groups do not mind."""
+    asked_by: list[threading.Thread] = []
+    truly = PolicyStore.versions
+
+    def at_last(self: PolicyStore) -> list[int]:
+        asked_by.append(threading.current_thread())
+        if len(asked_by) == 1:
+            raise StoreError("no answer")
+        return truly(self)
+
+    monkeypatch.setattr(PolicyStore, "versions", at_last)
     run = Run(small(config, tiny_model, "rollout.lag=1", "admission.max_staleness=12"))
     run.publish()
     run.step()
@@ -236,6 +251,8 @@ async def test_an_evaluation_beyond_the_lag_is_a_detour_that_no_group_takes(conf
     [result] = run.control.evaluations()
     assert result.policy_version == 1
     assert versions_of(run.groups()) == {0}
+    assert len(asked_by) > 1
+    assert threading.main_thread() not in asked_by, "groups are drawn while the store takes its time"
 
 
 async def test_an_evaluation_that_was_begun_is_given_back_by_a_server_that_stops(

@@ -88,6 +88,7 @@ def test_a_lease_that_came_back_with_a_power_loss_is_given_back_and_its_group_is
     assert bench.writer.confirm() == 2
     assert [claim.prompt_index for claim in reader.claims()] == indices[:2]
     assert bench.admission.held() == indices[2:]
+    assert client.zcard(bench.keys.drawing) == 1
     assert (backlog(client, bench.keys).appended, bench.admission.lease(2, 0).indices) == (2, tuple(indices[:2]))
     client.close()
 

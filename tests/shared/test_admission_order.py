@@ -121,6 +121,24 @@ def test_a_lease_that_is_given_back_holds_nobody_up(client: Client, keys: Keys) 
     assert client.zcard(keys.drawing) == 1, "leases that have ended are forgotten"
 
 
+def test_what_is_drawn_is_remembered_for_as_long_as_its_lease_and_no_longer(client: Client, keys: Keys) -> None:
+    fleet = Fleet(client, keys, in_order=False, speeds=SPEEDS)
+
+    def remembered() -> list[bytes]:
+        drawing: list[bytes] = client.zrange(keys.drawing, 0, -1)
+        assert set(drawing) == set(client.zrange(keys.leases, 0, -1))
+        return drawing
+
+    fleet.run(30)
+    assert 0 < len(remembered()) <= CAPACITY * len(SPEEDS), "what was appended is not remembered"
+    before, server = len(remembered()), max(range(len(SPEEDS)), key=lambda i: len(fleet.drawing[i]))
+    fleet.servers[server].give_back(list(fleet.drawing[server])[:1])
+    assert len(remembered()) == before - 1
+    client.zadd(keys.leases, dict.fromkeys(client.zrange(keys.leases, 0, -1), 1))
+    fleet.servers[2].lease(0, fleet.latest)
+    assert remembered() == [], "they ran out"
+
+
 def test_the_learner_lowers_the_credit_with_what_it_announces(client: Client, keys: Keys) -> None:
     fleet = Fleet(client, keys, in_order=False, speeds=(1.0,))
     fleet.control.announce(fleet.epoch, Latest(1, 0, 1, depth=1, credit=1), 0, [])

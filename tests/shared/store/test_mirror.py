@@ -37,6 +37,11 @@ class Link(LocalFileSystem):  # type: ignore[misc]
         data: bytes = super().cat_file(path, start, end, **options)
         return data
 
+    def exists(self, path: str, **options: Any) -> bool:
+        if self.broken(path, 0):
+            raise ConnectionResetError("the line is down")
+        return bool(super().exists(path, **options))
+
     @property
     def weights_read(self) -> int:
         """Bytes of weights and patches, asked for so far."""
@@ -200,6 +205,22 @@ def test_retention_leaves_nothing_behind_elsewhere_or_here(make: Make, weights: 
     names = sorted(path.name for path in (tmp_path / "bucket").iterdir() if any(path.iterdir()))
     assert names == ["v00000000", "v00000001", "v00000005"]
     assert [path.name for path in (tmp_path / "spool").glob("v*")] == ["v00000005"]
+
+
+def test_a_publish_outlasts_a_line_that_breaks_for_a_moment(make: Make, weights: Weights, link: Link) -> None:
+    learner = make("spool")
+    publish(learner, weights, 0)
+    failed: set[str] = set()
+
+    def once(path: str, start: int) -> bool:
+        before = len(failed)
+        failed.add("/".join(path.rsplit("/", 2)[1:]))
+        return len(failed) > before
+
+    link.broken = once
+    publish_patch(learner, weights, 1, 0)
+    assert {"v00000001/manifest.json", "v00000000/manifest.json"} <= failed, "is it there? what is it a patch of?"
+    assert learner.versions() == [0, 1]
 
 
 def test_a_publish_that_fails_is_taken_back_and_its_number_can_be_used(make: Make, weights: Weights) -> None:

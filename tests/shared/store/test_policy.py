@@ -1,5 +1,6 @@
 """The policy store: a version is whole and as published, or it is not there."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from shared.errors import StoreError
 from shared.manifest import MANIFEST, Probe
 from shared.store import PolicyStore
+from tests.shared.store.versions import Weights, publish_patch
+from tests.shared.store.versions import publish as publish_whole
 
 PROBE = Probe([[1, 2, 3]], [[-0.5, -1.25]])
 
@@ -113,6 +116,21 @@ def test_retention_keeps_what_is_asked_for(store: PolicyStore) -> None:
     assert store.retain([0, 4, 5, 77], 9) == [1, 2, 3]
     assert store.versions() == [0, 4, 5]
     assert sorted(p.name for p in store.root.iterdir()) == ["v00000000", "v00000004", "v00000005"]
+
+
+def test_retention_deletes_nothing_while_nobody_can_say_what_a_kept_version_is_a_patch_of(store: PolicyStore) -> None:
+    weights = Weights()
+    publish_whole(store, weights, 0)
+    for version in (1, 2):
+        publish_patch(store, weights, version, version - 1)
+    manifest, again = store.folder(2) / MANIFEST, PolicyStore(store.root)
+    written = manifest.read_bytes()
+    manifest.write_bytes(written[:-1])
+    with pytest.raises(StoreError, match=re.escape(str(manifest))):
+        again.retain([2], 2)
+    assert again.versions() == [0, 1, 2]
+    manifest.write_bytes(written)
+    assert again.retain([2, 77], 2) == [], "all of them are needed for the newest; what is not there needs nothing"
 
 
 def test_a_version_that_is_held_can_be_loaded_although_retention_deletes_it(store: PolicyStore) -> None:
