@@ -139,7 +139,8 @@ class Syncer:
         with self._parts.status.during("sync", f"fetching version {version}"):
             try:
                 with timed(self._parts, "fetch"):
-                    manifest, folder = await asyncio.to_thread(self._store.hold, version, server_id)
+                    progress = self._parts.status.heartbeat.progress
+                    manifest, folder = await asyncio.to_thread(self._store.hold, version, server_id, progress)
                 self._unreadable_since = None
                 call = await self._receiver.meet(manifest, serving=self._started)
                 if self._started and call is None:

@@ -50,6 +50,11 @@ class Heartbeat:
         with self._lock:
             self._take(fields)
 
+    def progress(self) -> None:
+        """The work goes on, although there is nothing new to say of it; from any thread."""
+        with self._lock:
+            self._said_at = self._moved_at = time.monotonic()
+
     @property
     def status(self) -> dict[str, Any]:
         """What would be sent now."""

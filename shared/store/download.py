@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,8 +73,18 @@ def download(
     part: int,
     parallel: int,
     sleep: Callable[[float], None] = time.sleep,
+    came: Callable[[], None] = lambda: None,
 ) -> int:
     """Brings files into the folders of their versions. Not verified here. Returns the bytes that it asked for.
+
+    Args:
+        remote: where the files are.
+        wanted: the files.
+        root: of the folders.
+        part: bytes that are asked for at once.
+        parallel: parts at once.
+        sleep: between tries.
+        came: called for each part that is there.
 
     Raises:
         StoreError: a file is not there, has another size, or one of its parts did not come in several tries; the
@@ -88,7 +98,10 @@ def download(
         jobs = [(file, number) for file in files for number in file.missing()]
         tasks = [threads.submit(persist, partial(file.fetch, number, remote), sleep) for file, number in jobs]
         try:
-            count = sum(task.result() for task in tasks)
+            count = 0
+            for task in as_completed(tasks):
+                count += task.result()
+                came()
         except MissingError as error:
             threads.shutdown(cancel_futures=True)
             raise StoreError(

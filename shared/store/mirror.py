@@ -84,13 +84,13 @@ class MirroredStore(PolicyStore):
         return sorted({*super().begun(), *self._remote.begun()})
 
     # -- pick up --------------------------------------------------------------------------------
-    def hold(self, policy_version: int, holder: str) -> tuple[Manifest, Path]:
+    def hold(self, policy_version: int, holder: str, came: Callable[[], None] = lambda: None) -> tuple[Manifest, Path]:
         """Downloads what is missing, goes on where an earlier try broke, then as in a store on a disk."""
-        pickup = Pickup(self.root, holder, self._parallel)
+        pickup = Pickup(self.root, holder, self._parallel, came)
         try:
             wanted = list(self._wanted(policy_version, pickup))
             self._prune({item.version for item in wanted} | {policy_version})
-            download(self._remote, wanted, self.root, self._part_bytes, self._parallel)
+            download(self._remote, wanted, self.root, self._part_bytes, self._parallel, came=came)
         except OSError as error:
             raise StoreError(f"version {policy_version} cannot be downloaded to {self.root}: {error}") from error
         try:

@@ -26,13 +26,15 @@ ABANDONED_S = 6 * 3600.0  # after which a holder that has not come is taken for 
 class Pickup:
     """What one holder has."""
 
-    def __init__(self, root: Path, holder: str, parallel: int) -> None:
+    def __init__(self, root: Path, holder: str, parallel: int, came: Callable[[], None] = lambda: None) -> None:
+        """`came` is called for each file that is there and verified."""
         if not is_plain(holder):
             raise StoreError(f"{holder[:80]!r} cannot be the name of a folder")
         self._root = root
         self._mine = root / HELD / holder
         self._kept = self._mine / "kept"
         self._parallel = parallel
+        self._came = came
 
     def take(self, version: int, keep: bool = False) -> tuple[Manifest, Path]:
         """Links, rebuilds and verifies; with `keep`, or if anything was rebuilt, it is kept too. Raises StoreError."""
@@ -104,7 +106,7 @@ class Pickup:
         try:
             with ThreadPoolExecutor(self._parallel) as threads:
                 for _ in threads.map(fetch, manifest.files):
-                    pass
+                    self._came()
         except StoreError as error:
             raise StoreError(f"version {version}: {error}") from error
 

@@ -131,13 +131,14 @@ class PolicyStore:
         return version_numbers(path.name for path in self.root.iterdir())
 
     # -- pick up --------------------------------------------------------------------------------
-    def hold(self, policy_version: int, holder: str) -> tuple[Manifest, Path]:
+    def hold(self, policy_version: int, holder: str, came: Callable[[], None] = lambda: None) -> tuple[Manifest, Path]:
         """A verified version in a folder of the holder's own, which retention does not touch; `let_go` ends it.
 
         Whole files cost no space: they are hard links where the disk has them. Patched ones are rebuilt, from a
-        version that the holder had before where that is shorter. Raises StoreError.
+        version that the holder had before where that is shorter. `came` is called for each part that is there, from
+        the caller's thread. Raises StoreError.
         """
-        return Pickup(self.root, holder, self._parallel).take(policy_version)
+        return Pickup(self.root, holder, self._parallel, came).take(policy_version)
 
     def let_go(self, holder: str) -> None:
         """Removes what the holder holds; what it had rebuilt last stays, to rebuild the next version from."""

@@ -186,11 +186,11 @@ async def test_a_version_is_fetched_while_groups_are_drawn_and_appended(
     run = Run(small(config, tiny_model))
     run.publish()
     go_on = threading.Event()
-    truly: Callable[[PolicyStore, int, str], tuple[Manifest, Path]] = PolicyStore.hold
+    truly: Callable[..., tuple[Manifest, Path]] = PolicyStore.hold
 
-    def slowly(store: PolicyStore, version: int, holder: str) -> tuple[Manifest, Path]:
+    def slowly(store: PolicyStore, version: int, *more: Any) -> tuple[Manifest, Path]:
         assert version == 0 or go_on.wait(20)
-        return truly(store, version, holder)
+        return truly(store, version, *more)
 
     monkeypatch.setattr(PolicyStore, "hold", slowly)
     parts = parts_of(run.config)

@@ -253,3 +253,16 @@ async def test_only_failures_in_a_row_count_against_a_store_that_cannot_be_read(
     await reading
     with pytest.raises(StoreError, match=r"for 0 s no version could be read: .*v00000008"):
         await syncer.follow(8)
+
+
+async def test_each_part_of_a_version_that_is_being_fetched_is_progress(
+    config: Config, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, parts = a_run(config, tiny_model, f"store.cache={tmp_path / 'cache'}", f"store.part_bytes={2**16}")
+    heartbeat, said = parts.status.heartbeat, []
+    monkeypatch.setattr(heartbeat, "progress", lambda: said.append(heartbeat.status["state"]))
+    syncer = Syncer(parts, configured_engine(run.config))
+    await syncer.serve(0)
+    files = run.store.manifest(0).files
+    assert len(said) == len(files) + sum(-(-file.size // 2**16) for file in files) > len(files) + 1
+    assert set(said) == {"fetching version 0"}

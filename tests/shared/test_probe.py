@@ -90,6 +90,9 @@ def test_a_heartbeat_tells_silence_from_sameness(client: Client, keys: Keys) -> 
     assert heartbeat._said_at > moved, "but it is a word"
     heartbeat.update(step=2)
     assert heartbeat._moved_at > moved
+    moved = heartbeat._moved_at
+    heartbeat.progress()
+    assert heartbeat._moved_at == heartbeat._said_at > moved
 
 
 def test_the_command_ends_with_the_answer(endpoint: tuple[Probes, str]) -> None:
