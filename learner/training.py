@@ -294,7 +294,8 @@ class Training:
         """What any server may be asked for: by this configuration, by the operator, by a server's own configuration."""
         control = self.parts.control
         wish, members = from_wish(control.lag_wish().text), control.members().values()
-        asked = [wish.largest if wish else 0, *(int(m.get("lag") or 0) for m in members if m)]
+        told = (m.get(name) for m in members if m for name in ("lag", "largest_lag"))
+        asked = [wish.largest if wish else 0, *(int(lag or 0) for lag in told)]
         return max(self.parts.config.rollout.largest_lag, *asked)
 
     @property

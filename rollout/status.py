@@ -40,6 +40,7 @@ class Status:
             host=socket.gethostname(),
             policy_version=-1,
             lag=0,
+            largest_lag=config.rollout.largest_lag,
             arm="",
             lag_served=None,
             in_flight=0,

@@ -17,11 +17,12 @@ MAX_MEMBERS = 1000  # that are looked at
 MAX_LAG = 1024  # versions; the bound of rollout.lag
 
 _TEXTS = ("kind", "state", "host", "engine", "device", "metrics", "address", "arm", "transfer")
+_LAGS = ("lag", "largest_lag")  # the learner keeps versions for them
 _COUNTS = (
     "pid",
     "policy_version",
     "step",
-    "lag",
+    *_LAGS,
     "lag_served",
     "in_flight",
     "groups",
@@ -60,7 +61,7 @@ def heartbeat(raw: bytes) -> dict[str, Any]:
     wrong = [name for name in _TEXTS if name in status and not isinstance(status[name], str)]
     wrong += [name for name in _COUNTS if name in status and not _is_count(status[name])]
     wrong += [name for name in _NUMBERS if name in status and not _is_number(status[name])]
-    wrong += ["lag"] * (status.get("lag") not in range(MAX_LAG + 1))  # the learner keeps versions for it
+    wrong += [name for name in _LAGS if status.get(name) not in range(MAX_LAG + 1)]
     kept = {name: value for name, value in status.items() if name not in wrong}
     return {name: value[:MAX_TEXT] if isinstance(value, str) else value for name, value in kept.items()}
 

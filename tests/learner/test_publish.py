@@ -61,10 +61,13 @@ def test_retention_keeps_what_the_lag_needs(make_world: MakeWorld, lag: int, kep
     assert sorted(world.control.parents()) == kept
 
 
-def test_a_server_that_asks_for_more_lag_than_configured_is_heard(make_world: MakeWorld) -> None:
+@pytest.mark.parametrize("told", [{"lag": 3}, {"lag": 0, "largest_lag": 3}])
+def test_a_server_that_asks_or_will_ask_for_more_lag_than_configured_is_heard(
+    make_world: MakeWorld, told: dict[str, int]
+) -> None:
     world = make_world("learner.retain_versions=1", "learner.checkpoint_every=100")
     learner = world.learner()
-    world.control.beat("rollout:r0", {"kind": "rollout", "lag": 3}, 30)
+    world.control.beat("rollout:r0", {"kind": "rollout", **told}, 30)
     for _ in range(5):
         world.append(4)
         learner.iterate()

@@ -10,6 +10,11 @@ from shared.config import Config
 from tests.rollout.run import parts_of, small
 
 
+def test_the_heartbeat_tells_the_largest_lag_that_the_server_may_draw(config: Config, tiny_model: Path) -> None:
+    told = parts_of(small(config, tiny_model, "rollout.lag=uniform:0:16")).status.heartbeat.status
+    assert (told["lag"], told["largest_lag"]) == (0, 16)
+
+
 @pytest.fixture
 def status(config: Config, tiny_model: Path) -> Status:
     return parts_of(small(config, tiny_model)).status

@@ -112,3 +112,10 @@ def test_a_wish_for_a_lag_may_be_repeated_and_says_who_and_when(control: Control
     assert control.wish_lag(b"9", "bob", instead_of=b"8")
     assert control.wish_lag(b"", "bob")
     assert control.lag_wish() == LagWish()
+
+
+@pytest.mark.parametrize("name", ["lag", "largest_lag"])
+@pytest.mark.parametrize("said", [-1, 1025, True, "3", [3]])
+def test_a_lag_that_no_server_can_be_asked_for_is_not_heard(control: ControlState, name: str, said: object) -> None:
+    control.beat("rollout:r0", {"kind": "rollout", name: said}, 30)
+    assert control.status_of("rollout:r0") == {"kind": "rollout"}
