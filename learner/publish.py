@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -144,6 +144,12 @@ def versions_to_keep(
     for version in restorable if lag else ():
         kept.update(_newest(lineage, version, lag + 1))
     return kept
+
+
+def oldest_in_a_row(lineage: Lineage, kept: Collection[int]) -> int:
+    """The last of the latest version's ancestors, itself included, before the first that is not kept."""
+    *_, oldest = takewhile(lambda version: version in kept, lineage.ancestors(lineage.latest))
+    return oldest
 
 
 def _newest(lineage: Lineage, version: int, publishes: int) -> Iterable[int]:

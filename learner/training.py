@@ -30,7 +30,7 @@ from learner.model import PolicyModel
 from learner.objectives import Objectives
 from learner.patience import Patience
 from learner.provision import Provision
-from learner.publish import Publisher, versions_to_keep
+from learner.publish import Publisher, oldest_in_a_row, versions_to_keep
 from learner.recorder import Recorder
 from learner.records import step_record
 from learner.screening import Rules
@@ -259,7 +259,8 @@ class Training:
         restorable = parts.checkpoints.versions()[-1:] if lag else ()
         kept = versions_to_keep(self.lineage, lag, parts.config.learner.retain_versions, restorable, self._pending)
         allowance = self._admit()
-        latest = Latest(version, parent, self.step, self.lineage.depth(version), allowance.versions, allowance.in_order)
+        depth, oldest = self.lineage.depth(version), oldest_in_a_row(self.lineage, kept)
+        latest = Latest(version, parent, self.step, depth, allowance.versions, allowance.in_order, oldest)
         applied = list(self.ledger.unannounced)
         copy = version in self.lineage.copies
         parts.patience("announce a version", lambda: parts.publisher.announce(latest, min(kept), applied, copy))

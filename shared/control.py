@@ -35,6 +35,7 @@ class Latest:
     depth: int = 0  # publishes between the starting model and it
     credit: int = 0  # versions of staleness credit that servers have now; 0: all that max_staleness allows
     in_order: bool = False  # the longest lease uses credit up, so that no other group overtakes it by too much
+    oldest: int = -1  # where lag ends: of the ancestors before this one the store has not all; -1: where they end
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class ControlState:
         Raises FencedError; StreamError where the version is not above the latest.
         """
         numbers = (latest.policy_version, latest.parent, latest.step, oldest_kept)
-        said = (latest.depth, latest.credit, int(latest.in_order))
+        said = (latest.depth, latest.credit, int(latest.in_order), latest.oldest)
         self._announce(epoch, *numbers, COPY * copy, *said, *applied)
 
     def latest(self) -> Latest | None:
@@ -140,7 +141,8 @@ class ControlState:
             return None
         depth, credit = (int(fields.get(name, 0)) for name in (b"depth", b"credit"))
         version, parent, step = (int(fields[name]) for name in (b"policy_version", b"parent", b"step"))
-        return Latest(version, parent, step, depth, credit, fields.get(b"in_order") == b"1")
+        in_order, oldest = fields.get(b"in_order") == b"1", int(fields.get(b"oldest", -1))
+        return Latest(version, parent, step, depth, credit, in_order, oldest)
 
     def parents(self) -> dict[int, int]:
         """policy_version -> parent, of every version that is kept."""
@@ -149,13 +151,19 @@ class ControlState:
         return {int(version): int(parent.removesuffix(COPY.encode())) for version, parent in found}
 
     def descent(self) -> dict[int, int]:
-        """policy_version -> the version one publish before it: of a restore's copy, that of what it is a copy of."""
-        with translated():
-            stored = self._client.hgetall(self._keys.parents)
+        """policy_version -> the version one publish before it: of a restore's copy, that of what it is a copy of.
+
+        The oldest that lag may lead to has none, -1.
+        """
+        with translated(), self._client.pipeline(transaction=False) as pipe:  # MULTI is refused at maxmemory
+            pipe.hgetall(self._keys.parents).hget(self._keys.latest, "oldest")
+            stored, oldest = pipe.execute()
         line: dict[int, int] = {}
         for version, parent in sorted((int(version), parent) for version, parent in stored.items()):
             copied = int(parent.removesuffix(COPY.encode()))
             line[version] = line.get(copied, -1) if parent.endswith(COPY.encode()) else copied
+            if version == int(oldest or -1):
+                line[version] = -1
         return line
 
     def restore_parents(self, epoch: int, parents: Mapping[int, int], copies: Collection[int] = ()) -> None:

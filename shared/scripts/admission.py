@@ -41,7 +41,7 @@ for _, index in ipairs(redis.call('zrangebyscore', leases, '-inf', now)) do
   redis.call('zadd', returned, index, index)
 end
 
-local latest = redis.call('hmget', KEYS[7], 'policy_version', 'depth', 'credit', 'in_order')
+local latest = redis.call('hmget', KEYS[7], 'policy_version', 'depth', 'credit', 'in_order', 'oldest')
 local version, depth, credit = latest[1], tonumber(latest[2] or 0), tonumber(latest[3] or 0)
 if not version then return {'no published version yet'} end
 local wish, for_version = ARGV[10] or '', ARGV[11] or ''
@@ -57,6 +57,7 @@ while version and (steps <= lag or (not at and steps < lag + versions)) do
   if version == ARGV[8] then at = steps end
   if not parent then break end
   oldest = steps
+  if version == latest[5] then break end -- older ones are not all in the store
   version = string.match(parent, '^%d+')
   if string.sub(parent, -1) ~= '=' then steps = steps + 1 end
 end

@@ -2,7 +2,8 @@
 
 from shared.scripts.parts import ALLOW_AT_MAXMEMORY, CHECK_EPOCH, NOW
 
-# KEYS epoch unapplied latest parents; ARGV epoch version parent step oldest_kept copy depth credit in_order index...
+# KEYS epoch unapplied latest parents; ARGV epoch version parent step oldest_kept copy depth credit in_order
+#      oldest index...
 # copy: '=' where a restore publishes its parent's weights again, else ''
 ANNOUNCE = (
     ALLOW_AT_MAXMEMORY
@@ -13,12 +14,12 @@ if tonumber(ARGV[2]) <= latest then
   return redis.error_reply('version ' .. ARGV[2] .. ' is not above the latest, ' .. latest)
 end
 redis.call('hset', KEYS[3], 'policy_version', ARGV[2], 'parent', ARGV[3], 'step', ARGV[4],
-  'depth', ARGV[7], 'credit', ARGV[8], 'in_order', ARGV[9])
+  'depth', ARGV[7], 'credit', ARGV[8], 'in_order', ARGV[9], 'oldest', ARGV[10])
 redis.call('hset', KEYS[4], ARGV[2], ARGV[3] .. ARGV[6])
 for _, version in ipairs(redis.call('hkeys', KEYS[4])) do
   if tonumber(version) < tonumber(ARGV[5]) then redis.call('hdel', KEYS[4], version) end
 end
-for i = 10, #ARGV do redis.call('srem', KEYS[2], ARGV[i]) end
+for i = 11, #ARGV do redis.call('srem', KEYS[2], ARGV[i]) end
 return 1
 """
 )

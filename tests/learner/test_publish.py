@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from learner.lineage import START, Lineage
-from learner.publish import probe_sequences, versions_to_keep
+from learner.publish import oldest_in_a_row, probe_sequences, versions_to_keep
 from shared.errors import StoreError
 from shared.manifest import MANIFEST
 from tests.learner.conftest import MakeWorld
@@ -155,3 +155,14 @@ def test_versions_of_a_lineage_are_patches_of_each_other_until_a_restore(make_wo
     world.learner()
     assert world.store.manifest(3).parent == 2
     assert world.store.manifest(3).base == -1, "a learner that begins has no bytes to compare with"
+
+
+def test_lag_ends_before_the_first_ancestor_that_is_not_kept() -> None:
+    lineage = Lineage((START,), 12)
+    kept = versions_to_keep(lineage, lag=2, retain=2, restorable=[4])
+    assert kept == {12, 11, 10, 9, 4, 3, 2}
+    assert oldest_in_a_row(lineage, kept) == 9
+    restored = lineage.restored(4, 20, {})
+    assert oldest_in_a_row(restored, {20, 4, 3, 2, 12, 11}) == 2, (
+        "the gap after the checkpoint's is not in its ancestry"
+    )

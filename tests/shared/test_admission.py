@@ -139,6 +139,22 @@ def test_a_lag_beyond_the_oldest_version_asks_for_the_oldest(
     assert a.lease(9, 0, Asked(5)).reason == "weights are behind"
 
 
+def test_a_lag_ends_before_a_gap_in_the_store(
+    client: Client, keys: Keys, control: ControlState, epoch: int, reader: GroupReader
+) -> None:
+    """Versions up to 4 are kept for a checkpoint, 5 and 6 are gone, 7 to 10 are kept: 6 is never asked for."""
+    for version in range(1, 11):
+        control.announce(epoch, Latest(version, version - 1, version, oldest=7 if version == 10 else -1), 0, [])
+    assert control.latest() == Latest(10, 9, 10, oldest=7)
+    assert control.descent()[7] == -1
+    assert control.parents()[7] == 6, "a learner that restores still sees the whole ancestry"
+    a = server(client, keys, credit=replace(CREDIT, versions=1))
+    assert a.lease(9, 4, Asked(6)).reason == "weights are behind"
+    assert a.lease(9, 8, Asked(6)).reason == "weights are ahead"
+    assert a.lease(1, 7, Asked(6)).indices == (0,)
+    assert a.lease(1, 8, Asked(2)).indices == (1,)
+
+
 def test_a_version_that_a_restore_published_again_is_no_publish_of_its_own(
     client: Client, keys: Keys, control: ControlState, epoch: int, reader: GroupReader
 ) -> None:
