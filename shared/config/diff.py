@@ -47,7 +47,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "rollout.group_size": (LEARNER, ROLLOUT),
     "rollout.experts": (LEARNER, ROLLOUT),
     "rollout.lag": (LEARNER, ROLLOUT, CONTROL_PLANE),
-    "rollout.max_lag": (LEARNER, CONTROL_PLANE),  # what is kept, and what may be asked for
+    "rollout.max_lag": (LEARNER, ROLLOUT, CONTROL_PLANE),  # what is kept, what a server tells, what may be asked for
     "rollout.engine.max_model_len": (LEARNER, ROLLOUT),
     "learner": (LEARNER,),
     "learner.idle_deadline_s": (LEARNER, ROLLOUT),
