@@ -20,14 +20,8 @@ def build_engine(config: Config, server_id: str) -> tuple[Engine, str]:
     """
     seed = (config.run.seed + zlib.crc32(server_id.encode())) % 2**31  # servers must not draw the same numbers
     if isinstance(config.rollout.engine, VllmEngineConfig):
-        return _vllm(config.rollout.engine, engine_dtype(config), seed, config.store.transfer.kind)
-    return _transformers(config.rollout.engine, engine_dtype(config), seed)
-
-
-def engine_dtype(config: Config) -> str:
-    """The precision that the engine computes in."""
-    wanted = config.rollout.engine.dtype
-    return config.model.dtype if wanted == "model" else wanted
+        return _vllm(config.rollout.engine, config.engine_dtype, seed, config.store.transfer.kind)
+    return _transformers(config.rollout.engine, config.engine_dtype, seed)
 
 
 def _vllm(

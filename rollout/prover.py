@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from rollout.engines.base import Engine, TensorReport
-from rollout.factory import engine_dtype
 from rollout.parts import Parts
 from rollout.proof import TOLERANCE_NATS, Proof, check_tensors, prove, wrong_tensors
 from shared.errors import EngineError, UnprovenVersionError
@@ -38,7 +37,7 @@ class Prover:
         config = parts.config
         self._parts = parts
         self._engine = engine
-        precisions = [config.model.dtype, engine_dtype(config)]
+        precisions = [config.model.dtype, config.engine_dtype]
         if config.rollout.engine.quantization != "none":
             precisions.append("8 bits")
         tolerances = [TOLERANCE_NATS[precision] for precision in precisions]

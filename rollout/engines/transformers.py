@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -89,7 +90,7 @@ class TransformersEngine:
         names = await self._in_thread(lambda: self._ready().state_dict())
         report = TensorReport()
         for piece in pieces({name: tensor.nbytes for name, tensor in names.items()}, CHECK_BYTES):
-            report += await self._in_thread(lambda piece=piece: self._check(folder, piece))  # type: ignore[misc]
+            report += await self._in_thread(partial(self._check, folder, piece))
         return report
 
     async def logprobs(self, token_ids: Int32Array) -> Float32Array:

@@ -32,6 +32,7 @@ def combination_problems(config: Config) -> Iterator[str]:
         _overlong(config),
         _store(config.store),
         _transfer(config),
+        _quantization(config),
     )
 
 
@@ -129,6 +130,22 @@ def _store(store: StoreConfig) -> Iterator[str]:
         yield "store.token and store.token_file are both given: give only one of them"
     if (store.token or store.token_file) and scheme not in ("http", "https"):
         yield f"store.token is for a store.url that begins with http:// or https://, not for {store.url!r}"
+
+
+def _quantization(config: Config) -> Iterator[str]:
+    engine = config.rollout.engine
+    if not isinstance(engine, VllmEngineConfig) or engine.quantization == "none":
+        return
+    if config.engine_dtype != "bfloat16":
+        yield (
+            f"rollout.engine.quantization is {engine.quantization}, which vLLM computes in bfloat16: set "
+            f"rollout.engine.dtype to bfloat16, not {config.engine_dtype}"
+        )
+    if config.store.transfer.kind != "files":
+        yield (
+            f"rollout.engine.quantization is {engine.quantization}, and weights over the wire would not be quantized "
+            "anew: set store.transfer.kind to files"
+        )
 
 
 def _scaling(config: Config) -> Iterator[str]:

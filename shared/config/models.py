@@ -37,6 +37,12 @@ class Config(Section):
     metrics: MetricsConfig = MetricsConfig()
 
     @property
+    def engine_dtype(self) -> str:
+        """The precision that the rollout engine computes in."""
+        wanted = self.rollout.engine.dtype
+        return self.model.dtype if wanted == "model" else wanted
+
+    @property
     def group_bytes_bound(self) -> int:
         """The most bytes that one group can take in the stream."""
         prompt = getattr(self.rollout.engine, "max_model_len", 2048)

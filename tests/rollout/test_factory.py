@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rollout.engines.transformers import TransformersEngine
-from rollout.factory import build_engine, engine_dtype
+from rollout.factory import build_engine
 from shared.config import load_config
 from shared.errors import EngineError
 
@@ -17,9 +17,9 @@ def test_the_engine_is_the_configured_one_on_the_device_that_there_is() -> None:
 
 def test_the_engine_computes_in_the_published_precision_unless_another_one_is_configured() -> None:
     kind = "rollout.engine.kind=transformers"
-    assert engine_dtype(load_config(None, [kind, "model.dtype=bfloat16"], {})) == "bfloat16"
-    assert engine_dtype(load_config(None, [kind, "rollout.engine.dtype=bfloat16"], {})) == "bfloat16"
-    assert engine_dtype(load_config(None, [kind], {})) == "float32"
+    assert load_config(None, [kind, "model.dtype=bfloat16"], {}).engine_dtype == "bfloat16"
+    assert load_config(None, [kind, "rollout.engine.dtype=bfloat16"], {}).engine_dtype == "bfloat16"
+    assert load_config(None, [kind], {}).engine_dtype == "float32"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

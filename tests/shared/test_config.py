@@ -96,6 +96,11 @@ def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(override: str, 
     ("overrides", "message"),
     [
         (["learner.minibatches=5"], r"groups_per_batch is 32; it must be a multiple of learner\.minibatches \(5\)"),
+        (["rollout.engine.quantization=fp8_per_channel"], r"set rollout\.engine\.dtype to bfloat16, not float32"),
+        (
+            ["rollout.engine={quantization: fp8_per_channel, dtype: bfloat16}", "store.transfer.kind=gloo"],
+            r"weights over the wire would not be quantized anew",
+        ),
         (["learner.minibatches=2"], r"learner\.publish_every is 1; it must be a multiple of .* \(2\)"),
         (["admission.max_staleness=0", "learner.publish_every=2"], r"publish_every must be 1, not 2"),
         (["admission.max_bytes=1MiB", "rollout.sampling.max_tokens=4096"], r"raise it, or lower learner\.groups_per"),
