@@ -142,17 +142,22 @@ class Run:
 
     def reach_step(self, step: int, seconds: float = 120) -> None:
         """Waits for a step, and fails at once if the run ends before."""
+        self.wait_for(f"step {step}", seconds, lambda: self.last_step >= step)
 
-        def there() -> bool:
+    def wait_for(self, what: str, seconds: float, look: Callable[[], T | None]) -> T:
+        """The first true thing that `look` sees; fails at once, with what the run said, if it ends before."""
+
+        def there() -> T | None:
             assert self.process is not None
-            assert self.process.poll() is None, self.output
-            return self.last_step >= step
+            found = look()
+            assert found or self.process.poll() is None, self.output
+            return found
 
-        wait_for(f"step {step}", seconds, there)
+        return wait_for(what, seconds, there)
 
     def pid_of(self, component: str) -> int:
         """The process of a component, by its own heartbeat."""
-        return int(wait_for(f"a heartbeat of {component}", 60, lambda: self.members().get(component))["pid"])
+        return int(self.wait_for(f"a heartbeat of {component}", 60, lambda: self.members().get(component))["pid"])
 
     def members(self) -> dict[str, dict[str, Any]]:
         """The living components' status, empty while Redis is not there."""

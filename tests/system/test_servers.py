@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.system.conftest import Run, wait_for
+from tests.system.conftest import Run
 
 pytestmark = [pytest.mark.vllm, pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -25,10 +25,10 @@ def test_two_servers_share_the_work_and_a_third_comes_and_goes(make_run: Callabl
         return int(run.members().get(f"rollout:{server}", {}).get("groups", 0))
 
     third = run.join("r9", "rollout.engine={kind: vllm, device: cpu, max_model_len: 64, kv_cache_gib: 0.25}")
-    wait_for("groups from all three", 180, lambda: min(groups_of(name) for name in ("r0", "r1", "r9")) >= 2)
+    run.wait_for("groups from all three", 180, lambda: min(groups_of(name) for name in ("r0", "r1", "r9")) >= 2)
     third.send_signal(signal.SIGTERM)
     assert third.wait(timeout=10) == 0
-    wait_for("r9 to be off the list", 5, lambda: "rollout:r9" not in run.members())
+    run.wait_for("r9 to be off the list", 5, lambda: "rollout:r9" not in run.members())
     run.reach_step(run.last_step + 2)
 
     assert run.process is not None

@@ -13,7 +13,7 @@ from shared.redis_client import connect
 from shared.store import PolicyStore
 from shared.tensor_table import has_weights, read_table
 from tests.learner.transfer.peer import Peer
-from tests.system.conftest import Run, wait_for
+from tests.system.conftest import Run
 
 pytestmark = [pytest.mark.vllm, pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -25,6 +25,7 @@ def test_weights_go_to_vllm_over_the_wire_proven_and_by_files_when_a_peer_dies(m
         "wire",
         "store.transfer.kind=gloo",
         "store.full_every=256",
+        "rollout.max_lag=0",
         "model.tiny.warm_start_accuracy=0.12",
         "admission.max_staleness=0",
         "learner.learning_rate=1e-3",
@@ -35,14 +36,16 @@ def test_weights_go_to_vllm_over_the_wire_proven_and_by_files_when_a_peer_dies(m
         f"evaluation.every={STEPS}",
     ).start()
     store = PolicyStore(run.folder / "policy")
-    wait_for("the first version", 120, store.versions)
+    run.wait_for("the first version", 120, store.versions)
     client = connect(load_config(run.folder / "config.yaml", [], {}))
     control = ControlState(client, Keys("wire"))
     peer = Peer(client, Keys("wire"), "dying", [row.shape for row in read_table(store.folder(0))])
     try:
-        wait_for("both servers to receive a version", 120, lambda: peer.versions)
+        run.wait_for("both servers to receive a version", 120, lambda: peer.versions)
         peer.fault = "breaks off"
-        event = wait_for("the failure to be said", 60, lambda: [e for e in control.events() if "transfer" in e["kind"]])
+        event = run.wait_for(
+            "the failure to be said", 60, lambda: [e for e in control.events() if "transfer" in e["kind"]]
+        )
         control.leave("rollout:dying")  # its lease has run out
     finally:
         peer.stop()
