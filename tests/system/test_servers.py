@@ -13,18 +13,17 @@ pytestmark = [pytest.mark.vllm, pytest.mark.system, pytest.mark.timeout(300)]
 def test_two_servers_share_the_work_and_a_third_comes_and_goes(make_run: Callable[..., Run]) -> None:
     run = make_run(
         "fleet",
-        "rollout.engine={kind: transformers, device: cpu}",
         "learner.groups_per_batch=8",
         "rollout.groups_in_flight=4",
         "evaluation.prompts=16",
         "learner.steps=100000",
     )
-    run.start("--rollouts", "2").reach_step(2)
+    run.start().reach_step(2)
 
     def groups_of(server: str) -> int:
         return int(run.members().get(f"rollout:{server}", {}).get("groups", 0))
 
-    third = run.join("r9", "rollout.engine={kind: vllm, device: cpu, max_model_len: 64, kv_cache_gib: 0.25}")
+    _, third = (run.join(name, "rollout.engine={kind: transformers, device: cpu}") for name in ("r1", "r9"))
     run.wait_for("groups from all three", 180, lambda: min(groups_of(name) for name in ("r0", "r1", "r9")) >= 2)
     third.send_signal(signal.SIGTERM)
     assert third.wait(timeout=10) == 0
