@@ -93,6 +93,12 @@ def versions_of(groups: list[Group]) -> set[int]:
     return {span.policy_version for group in groups for t in group.trajectories for span in t.versions}
 
 
+def served(run: Run) -> int:
+    """What the heartbeat of r0 says; -1 while there is none."""
+    status = run.control.status_of("rollout:r0") or {}
+    return int(status.get("policy_version", -1))
+
+
 def small(config: Config, model: Path, *overrides: str) -> Config:
     """A configuration for a tiny model on the transformers engine, with credit for 8 groups at once."""
     return load_config(
@@ -133,12 +139,12 @@ async def serving(parts: Parts) -> AsyncIterator[asyncio.Task[None]]:
         yield task
     finally:
         server.stop()
-        await asyncio.wait({task}, timeout=10)
+        await asyncio.wait({task}, timeout=60)
     if not task.cancelled() and (error := task.exception()) is not None:
         raise error
 
 
-async def until(condition: Callable[[], bool], what: str, task: asyncio.Future[Any], deadline_s: float = 8.0) -> None:
+async def until(condition: Callable[[], bool], what: str, task: asyncio.Future[Any], deadline_s: float = 60.0) -> None:
     """Waits for a condition while the server lives."""
     ends = time.monotonic() + deadline_s
     while not await asyncio.to_thread(condition):

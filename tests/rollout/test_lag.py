@@ -127,7 +127,7 @@ async def test_groups_go_on_while_a_slow_version_is_loaded_although_the_lag_depe
         await until(lambda: run.unapplied() == 16, "the first groups", server)
         run.control.set_paused(True)
         run.publish(applied=list(range(16)))
-        await asyncio.wait_for(loading.wait(), 10)
+        await asyncio.wait_for(loading.wait(), 60)
         run.publish()  # which nobody looks at before the load is done
         run.control.set_paused(False)
         await until(lambda: run.leased() == 4, "groups of a version before", server)
