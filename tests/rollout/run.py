@@ -44,14 +44,19 @@ class Run:
         self.entries: list[Entry] = []
 
     def publish(
-        self, probe: Probe | None = None, applied: list[int] | None = None, restored_from: int | None = None
+        self,
+        probe: Probe | None = None,
+        applied: list[int] | None = None,
+        restored_from: int | None = None,
+        weights_of: int = -1,
     ) -> int:
         """The weights as they are now, as the next version, or as one that a restored learner publishes."""
         parent, self.version = self.version, self.version + 1
         if restored_from is not None:
             parent, self.version = restored_from, self.version + 10
         self.model.save_pretrained(self.store.begin(self.version))
-        self.store.commit(self.version, parent, 0, probe or probe_of(self.model), time.time())
+        probe = probe or probe_of(self.model)
+        self.store.commit(self.version, parent, 0, probe, time.time(), epoch=self.epoch, weights_of=weights_of)
         self.control.announce(self.epoch, Latest(self.version, parent, 0), 0, applied or [])
         return self.version
 

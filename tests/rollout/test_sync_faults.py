@@ -154,6 +154,25 @@ async def test_the_previous_version_s_files_under_a_new_name_are_refused(config:
     assert syncer.served == -1
 
 
+async def test_weights_that_did_not_change_are_served_and_old_ones_under_a_new_name_refused(
+    config: Config, tiny_model: Path
+) -> None:
+    """In bfloat16, where the probe cannot tell: a step of 1e-6 moves it less than rounding does."""
+    run, parts = a_run(config, tiny_model, "model.dtype=bfloat16")
+    run.publish(weights_of=1)
+    syncer = Syncer(parts, configured_engine(run.config))
+    await syncer.serve(1)
+    run.publish(weights_of=1)
+    await syncer.serve(2)
+    assert syncer.served == 2
+    run.publish(weights_of=3)
+    with pytest.raises(
+        UnprovenVersionError, match="version 3 has the weights of version 2, and the learner says that t"
+    ):
+        await syncer.serve(3)
+    assert syncer.served == -1
+
+
 async def test_what_a_fresh_engine_mends_is_served(config: Config, tiny_model: Path) -> None:
     run, parts = a_run(config, tiny_model)
     syncer = await served_at_0(parts, output_layer_stale, heals=True)
