@@ -24,7 +24,7 @@ from shared.keys import Keys
 from shared.log import Logger
 from shared.metrics import LearnerMetrics
 from shared.process import Deadline, StopFlag
-from shared.redis_client import Client
+from shared.redis_client import Client, load_scripts
 from shared.store import open_store
 from shared.stream import Backlog, backlog
 
@@ -105,6 +105,7 @@ class Learner:
         """Takes the run over: afterwards there is a version to serve and the stream is open."""
         config = self.config
         lease_s = config.admission.lease_s
+        self._patiently("load the scripts", lambda: load_scripts(self._client))
         self._patiently("see whether another learner lives", lambda: await_predecessor(self.control, lease_s))
         self.heartbeat.start()
         self._tell_phase("starting")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from learner.loop import Learner
+from shared import scripts
 from shared.errors import DeadlineError, FencedError
 from shared.store import PolicyStore
 from tests.conftest import RedisServer
@@ -30,6 +32,21 @@ def test_a_new_run_publishes_its_model_as_version_0_and_asks_for_its_evaluation(
     assert world.control.pending_evaluations() == [0]
     assert world.control.phase() == ("running", "")
     assert learner.heartbeat.status["epoch"] == 1
+
+
+def test_a_learner_brings_the_scripts_of_its_release_to_a_redis_that_ran_on(
+    make_world: MakeWorld, own_redis: RedisServer
+) -> None:
+    """Those of the release before are there: nothing that the learner itself runs is missed."""
+    world = make_world(url=own_redis.url)
+    digests = {source: hashlib.sha1(source.encode()).hexdigest() for source in scripts.ALL}
+    new = (scripts.LEASE, scripts.WANT_FILES, scripts.CLAIM_LOST)
+    world.client.script_flush()
+    for source in digests.keys() - set(new):
+        world.client.script_load(source)
+    assert not any(world.client.script_exists(*(digests[source] for source in new)))
+    world.learner()
+    assert all(world.client.script_exists(*digests.values()))
 
 
 def test_one_iteration_trains_publishes_and_frees_the_credit(world: World) -> None:
