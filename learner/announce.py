@@ -15,7 +15,6 @@ from learner.ledger import Ledger
 from learner.lineage import Lineage
 from learner.parts import Parts
 from learner.publish import oldest_in_a_row, versions_to_keep
-from shared.config.lag import from_wish
 from shared.control import Latest
 from shared.errors import StoreError
 from shared.log import on_every_line
@@ -91,7 +90,7 @@ class Announcer:
     def _largest_lag(self) -> int:
         """What any server may be asked for: by this configuration, by the operator, by a server's own configuration."""
         control = self._parts.control
-        wish, members = from_wish(control.lag_wish().text), control.members().values()
+        wish, members = self._parts.config.wished_lag(control.lag_wish().text), control.members().values()
         told = (m.get(name) for m in members if m for name in ("lag", "largest_lag"))
         asked = [wish.largest if wish else 0, *(int(lag or 0) for lag in told)]
         return max(self._parts.config.rollout.largest_lag, *asked)
