@@ -59,7 +59,7 @@ def assemble(
         log.info("restored", checkpoint=checkpoint.name, step=begin.step, abandoned_steps=abandoned)
     longest = min(LONGEST_PROBE, getattr(config.rollout.engine, "max_model_len", LONGEST_PROBE))
     kind = WirePublisher if config.store.transfer.kind != "files" else Publisher
-    publisher = kind(store, control, reader, epoch, policy, longest, config.store, metrics)
+    publisher = kind(store, control, reader, epoch, policy, longest, config.store, metrics, heartbeat.progress)
     if isinstance(publisher, WirePublisher):
         connect_wire(publisher, config, client, epoch, log)
     parts = Parts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -62,7 +62,9 @@ class Publisher:
         longest_probe: int,
         config: StoreConfig,
         metrics: LearnerMetrics,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
+        """`progress` is called while a version is uploaded, for each piece that has gone."""
         self._store = store
         self._control = control
         self._reader = reader
@@ -71,6 +73,7 @@ class Publisher:
         self._sequences = probe_sequences(policy.vocab_size, longest_probe)
         self._writer = VersionWriter(policy.files, config, self._is_published)
         self._metrics = metrics
+        self._progress = progress
         self._firsts: dict[str, int] = {}  # checksum of published weights -> the first version that had them
 
     def write(self, version: int, parent: int, step: int) -> Stored:
@@ -95,7 +98,8 @@ class Publisher:
 
     def _commit(self, version: int, parent: int, step: int, probe: Probe, at: float, written: Written) -> None:
         first = self._first_with(version, written)
-        self._store.commit(version, parent, step, probe, at, written.known, written.base, self._epoch, first)
+        said = written.known, written.base, self._epoch, first
+        self._store.commit(version, parent, step, probe, at, *said, came=self._progress)
 
     def _first_with(self, version: int, written: Written) -> int:
         """The first version of this epoch with these weights; -1 for a version without files.

@@ -68,6 +68,7 @@ class PolicyStore:
         base: int = -1,
         epoch: int = 0,
         weights_of: int = -1,
+        came: Callable[[], None] = lambda: None,
     ) -> Manifest:
         """Writes the manifest: now the version exists. One that is committed again never lacks its manifest.
 
@@ -82,6 +83,7 @@ class PolicyStore:
             base: the version that the patches are against.
             epoch: of the learner.
             weights_of: the first version of that epoch that had the same weights.
+            came: called for each piece that has come to a place elsewhere, from any thread.
 
         Raises:
             StoreError: the disk refused, or a patch's base cannot be used.

@@ -17,7 +17,7 @@ from shared.store import open_store
 from shared.store.mirror import MirroredStore
 from shared.store.pace import Pace
 from shared.store.remote import TRIES, Remote
-from tests.shared.store.versions import WEIGHTS, Weights, publish, publish_patch
+from tests.shared.store.versions import PROBE, WEIGHTS, Weights, publish, publish_patch
 
 PART = 1000  # bytes: the weights are five parts
 
@@ -221,6 +221,25 @@ def test_a_publish_outlasts_a_line_that_breaks_for_a_moment(make: Make, weights:
     publish_patch(learner, weights, 1, 0)
     assert {"v00000001/manifest.json", "v00000000/manifest.json"} <= failed, "is it there? what is it a patch of?"
     assert learner.versions() == [0, 1]
+
+
+def test_each_piece_that_is_gone_is_told_while_a_version_is_uploaded(
+    make: Make, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow line is no standstill: /livez of the learner hears of it before the file is through."""
+    monkeypatch.setattr("shared.store.remote.CHUNK_BYTES", PART)
+    learner, weights = make("spool"), Weights(size=4998)
+    folder = learner.begin(0)
+    (folder / WEIGHTS).write_bytes(weights.at(0))
+    seen: list[int] = []
+    target = tmp_path / "bucket" / folder.name
+
+    def came() -> None:
+        seen.append(sum((target / name).exists() for name in (WEIGHTS, MANIFEST)))
+
+    learner.commit(0, -1, 0, PROBE, 1.0, came=came)
+    assert len(seen) >= 5 + 1 + 1 + 1, "five pieces, the end of the file, the manifest, its end"
+    assert seen.count(2) <= 2, "the manifest comes last"
 
 
 def test_a_publish_that_fails_is_taken_back_and_its_number_can_be_used(make: Make, weights: Weights) -> None:
