@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +71,39 @@ async def test_an_evaluation_beyond_the_lag_is_a_detour_that_no_group_takes(
     assert versions_of(run.groups()) == {0}
     assert len(asked_by) > 1
     assert threading.main_thread() not in asked_by, "groups are drawn while the store takes its time"
+
+
+async def test_a_detour_s_versions_are_fetched_before_the_server_drains(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real store, with a slow line: groups are appended until the newer version is there."""
+    run = Run(small(config, tiny_model, "rollout.lag=1", "admission.max_staleness=4000"))
+    parts = parts_of(run.config)
+    states: list[tuple[int, str]] = []  # of the server, as each version was asked for
+    truly = PolicyStore.hold
+
+    def slowly(self: PolicyStore, version: int, *given: Any) -> Any:
+        states.append((version, str(parts.status.heartbeat.status["state"])))
+        if version == 1:
+            before, ends = run.unapplied(), time.monotonic() + 60
+            while run.unapplied() < before + 8 and time.monotonic() < ends:
+                time.sleep(0.01)
+            assert run.unapplied() >= before + 8, "groups go on"
+        return truly(self, version, *given)
+
+    monkeypatch.setattr(PolicyStore, "hold", slowly)
+    run.publish()
+    run.step()
+    run.publish()
+    async with serving(parts) as server:
+        await until(lambda: run.unapplied() > 8, "groups before the detour", server)
+        run.control.request_evaluation(1)
+        await until(lambda: bool(run.control.evaluations()), "the result", server)
+        then = run.unapplied()
+        await until(lambda: run.unapplied() > then + 8, "groups after the detour", server)
+    assert [version for version, _ in states] == [0, 0, 1], "and the way back needs nothing more"
+    assert not any(state.startswith(("draining", "evaluating")) for _, state in states)
+    assert versions_of(run.groups()) == {0}
 
 
 async def test_an_evaluation_that_was_begun_is_given_back_by_a_server_that_stops(

@@ -134,7 +134,7 @@ async def test_a_torn_version_is_not_loaded_and_the_proven_one_goes_on(config: C
 async def test_a_version_that_stays_unreadable_stops_the_server(
     config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout.sync.SYNC_DEADLINE_S", 0.3)
+    monkeypatch.setattr("rollout.fetch.SYNC_DEADLINE_S", 0.3)
     run = Run(small(config, tiny_model))
     run.publish()
     (run.store.folder(0) / "model.safetensors").unlink()

@@ -13,10 +13,11 @@ import torch
 from rollout.engines.renewable import RenewableEngine
 from rollout.engines.transformers import TransformersEngine
 from rollout.factory import build_engine
+from rollout.fetch import Fetcher
 from rollout.parts import Parts
 from rollout.sync import Syncer
 from shared.config import Config
-from shared.errors import EngineError, StoreError, UnprovenVersionError
+from shared.errors import BrokenDownloadError, EngineError, StoreError, UnprovenVersionError
 from tests.rollout.models import load_model, probe_of
 from tests.rollout.run import Run, parts_of, small, until
 
@@ -258,20 +259,35 @@ async def test_a_version_that_was_proven_before_has_to_show_itself_again(config:
 async def test_only_failures_in_a_row_count_against_a_store_that_cannot_be_read(
     config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout.sync.SYNC_DEADLINE_S", 0.0)
+    monkeypatch.setattr("rollout.fetch.SYNC_DEADLINE_S", 0.0)
     run, parts = a_run(config, tiny_model)
     syncer = await served_at_0(parts, one_tensor_stale)
     run.publish(run.lie())
     await syncer.follow(8)
     await syncer.follow(1)  # it can be read, and is not proven
     await syncer.follow(8)
-    syncer.settle()  # and now 0 were wanted, say
+    syncer.fetcher.settle()  # and now 0 were wanted, say
     reading = asyncio.ensure_future(syncer.follow(8))
     told = "cannot read version 8: "
     await until(lambda: str(parts.status.heartbeat.status["state"]).startswith(told), "the reason", reading)
     await reading
     with pytest.raises(StoreError, match=r"for 0 s no version could be read: .*v00000008"):
         await syncer.follow(8)
+
+
+async def test_parts_that_came_keep_a_server_waiting_unless_they_come_over_and_over(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.fetch.SYNC_DEADLINE_S", 0.0)
+    fetcher = Fetcher(a_run(config, tiny_model)[1])
+    for version, missing in ((1, 4), (1, 3), (2, 9), (2, 1)):
+        await fetcher.cannot_read(version, BrokenDownloadError("the line is down", came=1, missing=missing))
+    with pytest.raises(
+        StoreError, match="no version could be read: the line is down"
+    ):  # it was spoiled, and begun anew
+        await fetcher.cannot_read(2, BrokenDownloadError("the line is down", came=8, missing=1))
+    with pytest.raises(StoreError, match="no version could be read: nobody answers"):
+        await fetcher.cannot_read(3, StoreError("nobody answers"))
 
 
 async def test_each_part_of_a_version_that_is_being_fetched_is_progress(

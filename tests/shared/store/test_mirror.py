@@ -11,7 +11,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from shared.config import load_config
-from shared.errors import StoreError
+from shared.errors import BrokenDownloadError, StoreError
 from shared.manifest import MANIFEST
 from shared.store import open_store
 from shared.store.mirror import MirroredStore
@@ -104,8 +104,10 @@ def test_a_broken_download_goes_on_where_it_stopped(make: Make, weights: Weights
     publish(make("spool"), weights, 0)
     server = make("cache")
     link.broken = lambda path, start: path.endswith(WEIGHTS) and start >= 3 * PART
-    with pytest.raises(StoreError, match=f"version 0: {WEIGHTS} of mem://bucket: no answer \\(ConnectionResetError\\)"):
+    broken = f"version 0: {WEIGHTS} of mem://bucket: no answer \\(ConnectionResetError\\)"
+    with pytest.raises(BrokenDownloadError, match=broken) as caught:
         server.hold(0, "r0")
+    assert (caught.value.came, caught.value.missing) == (4, 2), "the small file and three parts of five came"
     came = {(start, end) for name, start, end in link.read if name == WEIGHTS and start < 3 * PART}
     assert len(came) == 3
     link.read.clear()
