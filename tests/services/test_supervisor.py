@@ -227,7 +227,8 @@ def test_ctrl_c_stops_the_learner_first_and_redis_last(
 
 
 def test_what_a_stop_waits_for_adds_up_to_less_than_was_promised() -> None:
-    assert supervisor.STOP_S + supervisor.REDIS_STOP_S + 2 * KILLED_S <= PROMISED_S
+    """And a second for the kernel to end what was killed, which takes it milliseconds."""
+    assert supervisor.STOP_S + supervisor.REDIS_STOP_S + KILLED_S <= PROMISED_S
 
 
 def test_ctrl_c_with_a_child_that_will_not_stop_kills_it(

@@ -42,7 +42,8 @@ def test_it_is_renewed_before_it_runs_out_and_runs_out_when_nobody_renews_it(cli
     control = ControlState(client, keys)
     heartbeat = Heartbeat(control, "learner", ttl_s=1.5).start()
     wait_for_state(control, "starting")
-    left, renewals, ends = 0, [], time.monotonic() + 60
+    renewals: list[int] = []  # what was left each time
+    left, ends = 0, time.monotonic() + 60
     while len(renewals) < 3:
         assert time.monotonic() < ends
         before, left = left, client.pttl(keys.heartbeat("learner"))
