@@ -7,29 +7,15 @@ import socket
 import time
 from contextlib import suppress
 
+from learner.assembly import assemble
 from learner.checkpoint import CheckpointStore
 from learner.ending import await_evaluation, save_model
 from learner.evaluations import Evaluations
-from learner.files import RunFiles
-from learner.model import PolicyModel, choose_device
-from learner.objectives import servable_objectives
 from learner.patience import Patience
-from learner.provision import Provision, load_reference
-from learner.publish import Publisher
-from learner.recorder import Recorder
 from learner.refusals import Refusals, refusals
-from learner.startup import (
-    abandon_lines,
-    await_predecessor,
-    remember_buried,
-    report_changes,
-    restore,
-    take_epoch,
-)
-from learner.step import make_optimizer
-from learner.training import Parts, Training
+from learner.startup import await_predecessor, take_epoch
+from learner.training import Training
 from learner.transfer.publisher import WirePublisher
-from learner.transfer.start import connect_wire
 from shared.config import Config
 from shared.control import LEARNER, ControlState, Phase
 from shared.errors import DeadlineError, FencedError, StreamError
@@ -38,12 +24,11 @@ from shared.keys import Keys
 from shared.log import Logger
 from shared.metrics import LearnerMetrics
 from shared.process import Deadline, StopFlag
-from shared.redis_client import Client
+from shared.redis_client import Client, load_scripts
 from shared.store import open_store
-from shared.stream import Backlog, GroupReader, backlog
+from shared.stream import Backlog, backlog
 
 PAUSE_POLL_S = 0.2
-LONGEST_PROBE = 32  # tokens
 
 
 class Learner:
@@ -120,6 +105,7 @@ class Learner:
         """Takes the run over: afterwards there is a version to serve and the stream is open."""
         config = self.config
         lease_s = config.admission.lease_s
+        self._patiently("load the scripts", lambda: load_scripts(self._client))
         self._patiently("see whether another learner lives", lambda: await_predecessor(self.control, lease_s))
         self.heartbeat.start()
         self._tell_phase("starting")
@@ -136,51 +122,21 @@ class Learner:
         config = self.config
         checkpoints = CheckpointStore(config.run.folder / "checkpoints", config.learner.keep_checkpoints, self._warn)
         store = open_store(config)
-        epoch = self._patiently("take an epoch", lambda: take_epoch(self.control, checkpoints))
-        self._epoch = epoch
-        files = RunFiles(config.run.folder)
-        self.heartbeat.set_state("loading the model", epoch=epoch)
-        objectives = servable_objectives(config)  # refused before anything is loaded
-        policy = PolicyModel.load(config.model.path, config.model.dtype, choose_device(config.learner.device))
-        reference = load_reference(config, objectives.needs, policy)
-        optimizer = make_optimizer(policy, config.learner)
-        begin, checkpoint = self._patiently(
-            "read the published versions", lambda: restore(checkpoints, store, self.control, policy, optimizer)
+        self._epoch = self._patiently("take an epoch", lambda: take_epoch(self.control, checkpoints))
+        self.heartbeat.set_state("loading the model", epoch=self._epoch)
+        parts, begin = assemble(
+            config,
+            self._client,
+            self.control,
+            store,
+            checkpoints,
+            self._epoch,
+            self._patiently,
+            self.heartbeat,
+            self.metrics,
+            self.log,
         )
-        reader = GroupReader(self._client, self._keys, epoch)
-        remember_buried(begin.ledger, self._patiently("read what is buried", reader.buried))
-        abandoned = abandon_lines(files, begin)
-        recorder = Recorder(config, epoch, self.log)
-        recorder.begin(begin.step)
-        if checkpoint is not None:
-            report_changes(checkpoint.state.config, config, self.log)
-            self.log.info("restored", checkpoint=checkpoint.name, step=begin.step, abandoned_steps=abandoned)
-        longest = min(LONGEST_PROBE, getattr(config.rollout.engine, "max_model_len", LONGEST_PROBE))
-        kind = WirePublisher if config.store.transfer.kind != "files" else Publisher
-        publisher = kind(store, self.control, reader, epoch, policy, longest, config.store, self.metrics)
-        if isinstance(publisher, WirePublisher):
-            connect_wire(publisher, config, self._client, epoch, self.log)
-        training = Training(
-            Parts(
-                config,
-                epoch,
-                self.control,
-                reader,
-                files,
-                checkpoints,
-                publisher,
-                policy,
-                optimizer,
-                objectives,
-                Provision(policy, objectives.needs, reference),
-                recorder,
-                self._patiently,
-                self.heartbeat,
-                self.metrics,
-                self.log,
-            ),
-            begin,
-        )
+        training = Training(parts, begin)
         training.publish_version(begin.parent)
         return training
 

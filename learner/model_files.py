@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from learner.weight_file import WEIGHTS, Layout, layout_of, write_new
+from shared.checksums import Checksum
 
 _NOTHING = "nothing"  # name of the only tensor, where just the other files are wanted
 
@@ -61,6 +62,13 @@ class ModelFiles:
         """Writes every file but the weights. Raises OSError."""
         for name, data in self.others.items():
             (folder / name).write_bytes(data)
+
+    def checksum(self) -> str:
+        """Of the weights' file, were it written now."""
+        checksum = Checksum()
+        for piece in self.layout.pieces(self.tensors()):
+            checksum.update(piece)
+        return checksum.text
 
     def save(self, folder: Path) -> str:
         """Writes all of them. Returns the checksum of the weights' file. Raises OSError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from learner.lineage import Lineage
 from learner.model import PolicyModel
 from learner.version_writer import VersionWriter, Written
+from learner.weight_file import WEIGHTS
 from shared.config.store import StoreConfig
 from shared.control import ControlState, Latest
 from shared.errors import StoreError
@@ -19,6 +20,7 @@ from shared.metrics import LearnerMetrics
 from shared.store import PolicyStore
 from shared.stream import GroupReader
 
+REMEMBERED = 4096  # different weights of which it is known which version had them first
 PROBE_LENGTHS = (2, 3, 8, 16, 32)
 _MULTIPLIER, _INCREMENT = 1_103_515_245, 12_345  # of a linear congruential sequence: the same tokens everywhere
 
@@ -60,7 +62,9 @@ class Publisher:
         longest_probe: int,
         config: StoreConfig,
         metrics: LearnerMetrics,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
+        """`progress` is called while a version is uploaded, for each piece that has gone."""
         self._store = store
         self._control = control
         self._reader = reader
@@ -69,6 +73,8 @@ class Publisher:
         self._sequences = probe_sequences(policy.vocab_size, longest_probe)
         self._writer = VersionWriter(policy.files, config, self._is_published)
         self._metrics = metrics
+        self._progress = progress
+        self._firsts: dict[str, int] = {}  # checksum of published weights -> the first version that had them
 
     def write(self, version: int, parent: int, step: int) -> Stored:
         """Puts the weights into the store. Raises StoreError, FencedError (before anything is written)."""
@@ -80,7 +86,7 @@ class Publisher:
             moments.append(time.perf_counter())
             probe = Probe(self._sequences, self._policy.sequence_logprobs(self._sequences))
             moments.append(time.perf_counter())
-            self._store.commit(version, parent, step, probe, time.time(), written.known, written.base)
+            self._commit(version, parent, step, probe, time.time(), written)
             moments.append(time.perf_counter())
         except BaseException:
             self._store.discard(version)
@@ -89,6 +95,26 @@ class Publisher:
         self._metrics.observe_publish(written.stored_bytes, written.base >= 0, written.encode_s)
         save_s, probe_s, commit_s = (round(end - begin, 4) for begin, end in pairwise(moments))
         return Stored(written.stored_bytes, written.base, save_s, probe_s, commit_s)
+
+    def _commit(self, version: int, parent: int, step: int, probe: Probe, at: float, written: Written) -> None:
+        first = self._first_with(version, written)
+        said = written.known, written.base, self._epoch, first
+        self._store.commit(version, parent, step, probe, at, *said, came=self._progress)
+
+    def _first_with(self, version: int, written: Written) -> int:
+        """The first version of this epoch with these weights; -1 for a version without files.
+
+        Old weights under a new name must not pass for weights that did not change: where a version has the bytes of
+        an earlier one, the weights are looked at once more.
+        """
+        if WEIGHTS not in written.known:
+            return -1
+        checksum = written.known[WEIGHTS].checksum
+        first = self._firsts.pop(checksum, version)
+        self._firsts[checksum] = first
+        if len(self._firsts) > REMEMBERED:
+            del self._firsts[next(iter(self._firsts))]
+        return first if first == version or self._policy.files.checksum() == checksum else version
 
     def _is_published(self, version: int) -> bool:
         """False too where nobody can say: the next version is then stored whole."""

@@ -10,65 +10,28 @@ Between any two of them every group is either in a durable checkpoint's ledger o
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from itertools import chain, pairwise, takewhile
-from typing import Any
 
-import torch
-
-from learner.checkpoint import CheckpointStore, TrainingState, collect_tensors
+from learner.announce import Announcer
+from learner.checkpoint import TrainingState, collect_tensors
 from learner.evaluations import Evaluations
-from learner.files import RunFiles, plain
+from learner.history import write_down
 from learner.intake import Held, Intake
 from learner.losses import Losses
 from learner.minibatches import Minibatch, next_steps, split
-from learner.model import PolicyModel
-from learner.objectives import Objectives
-from learner.patience import Patience
-from learner.provision import Provision
-from learner.publish import Publisher, oldest_in_a_row, versions_to_keep
-from learner.recorder import Recorder
+from learner.parts import Parts
 from learner.records import step_record
 from learner.screening import Rules
 from learner.staleness import parts_of_staleness
 from learner.startup import Begin, config_row
 from learner.step import take_step
-from shared.config import Config
-from shared.config.lag import from_wish
-from shared.control import LEARNER, ControlState, Latest
-from shared.errors import FencedError, StoreError, TrainingError
-from shared.heartbeat import Heartbeat
-from shared.log import Logger, on_every_line
-from shared.metrics import LearnerMetrics
-from shared.policies import Allowance, Trust
+from shared.control import LEARNER
+from shared.errors import FencedError, TrainingError
 from shared.records import StepRecord
-from shared.stream import Backlog, GroupReader
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What training works with."""
-
-    config: Config
-    epoch: int
-    control: ControlState
-    reader: GroupReader
-    files: RunFiles
-    checkpoints: CheckpointStore
-    publisher: Publisher
-    policy: PolicyModel
-    optimizer: torch.optim.Optimizer
-    objectives: Objectives
-    provision: Provision
-    recorder: Recorder
-    patience: Patience
-    heartbeat: Heartbeat
-    metrics: LearnerMetrics
-    log: Logger
+from shared.stream import Backlog
 
 
 class Training:
@@ -81,7 +44,6 @@ class Training:
         self.ledger = begin.ledger
         self.lineage = begin.lineage
         self.policy = parts.config.admission.policy
-        self._credit = parts.config.admission.max_staleness + 1  # versions that servers may be ahead
         self.intake = Intake(
             parts.reader,
             begin.ledger,
@@ -95,9 +57,9 @@ class Training:
             self.policy.select,
             parts.config.learner.groups_per_batch * parts.config.admission.batches_held,
         )
+        self.announcer = Announcer(parts, begin.ledger, self.intake)
         self.losses = Losses(parts.files.lost, parts.metrics, parts.log)
         self.records: list[StepRecord] = []  # of the batch, not yet written down
-        self._announced: tuple[Latest, int] | None = None  # and the oldest version kept
         self._skipped_in_a_row = 0
         self._steps_unpublished = 0  # that changed the weights
         self._batches_unpublished = 0
@@ -252,58 +214,8 @@ class Training:
 
     def publish_version(self, parent: int) -> None:
         """Writes and announces the weights as the lineage's latest version."""
-        parts, version = self.parts, self.lineage.latest
-        parts.heartbeat.set_state(f"publishing version {version}")
-        stored = parts.patience("publish", lambda: parts.publisher.write(version, parent, self.step))
-        lag = parts.patience("read the lag of the servers", self._largest_lag)
-        restorable = parts.checkpoints.versions()[-1:] if lag else ()
-        kept = versions_to_keep(self.lineage, lag, parts.config.learner.retain_versions, restorable, self._pending)
-        allowance = self._admit()
-        depth, oldest = self.lineage.depth(version), oldest_in_a_row(self.lineage, kept)
-        latest = Latest(version, parent, self.step, depth, allowance.versions, allowance.in_order, oldest)
-        applied = list(self.ledger.unannounced)
-        copy = version in self.lineage.copies
-        parts.patience("announce a version", lambda: parts.publisher.announce(latest, min(kept), applied, copy))
-        parts.log.info("published", version=version, parent=parent, **asdict(stored))
-        self._announced = latest, min(kept)
-        self.ledger.announced()
+        self.announcer.publish_version(self.lineage, parent, self.step, self.records)
         self._batches_unpublished = self._steps_unpublished = 0
-        self._retain(kept, version)
-        parts.metrics.policy_version.set(version)
-        parts.heartbeat.update(policy_version=version, step=self.step)
-        on_every_line(policy_version=version)
-
-    def _retain(self, kept: set[int], version: int) -> None:
-        """Deletes what nobody needs; what the store does not let go of now is left to the next publish."""
-        try:
-            self.parts.publisher.retain(kept, version)
-        except (StoreError, OSError) as error:
-            self.parts.metrics.retention_failures.inc()
-            self.parts.log.warning("versions that nobody needs stay for now", version=version, error=str(error))
-
-    def _admit(self) -> Allowance:
-        """What the policy allows, given the steps since the version before."""
-        most = self.parts.config.admission.max_staleness + 1
-        skipped = any(record.skipped for record in self.records)
-        ess = math.nan if skipped else min((record.token_ess for record in self.records), default=None)
-        allowance = self.policy.admit(Trust(most, self._credit, ess))
-        self._credit = max(1, min(most, allowance.versions))
-        self.parts.metrics.credit_versions.set(self._credit)
-        return Allowance(self._credit, allowance.in_order)
-
-    def _largest_lag(self) -> int:
-        """What any server may be asked for: by this configuration, by the operator, by a server's own configuration."""
-        control = self.parts.control
-        wish, members = from_wish(control.lag_wish().text), control.members().values()
-        told = (m.get(name) for m in members if m for name in ("lag", "largest_lag"))
-        asked = [wish.largest if wish else 0, *(int(lag or 0) for lag in told)]
-        return max(self.parts.config.rollout.largest_lag, *asked)
-
-    @property
-    def _pending(self) -> set[int]:
-        """The versions that drew the groups in hand."""
-        groups = (held.group for held in self.intake.held)
-        return {span.policy_version for g in groups for t in g.own for span in t.versions}
 
     def reopen(self) -> bool:
         """Opens the stream, and tells Redis again what it may have lost. Returns whether it had lost anything.
@@ -319,43 +231,14 @@ class Training:
         forgot = parts.reader.open(self.ledger.credited, self._in_hand, self.losses.count)
         if forgot:
             parts.log.error("redis had lost data of this run: what the learner knows was restored", epoch=parts.epoch)
-        return self._announce_again() or forgot
-
-    def _announce_again(self) -> bool:
-        """Where Redis has an older version than was announced, announces it again, with its ancestry."""
-        if self._announced is None:
-            return False
-        control, (latest, oldest_kept) = self.parts.control, self._announced
-        known = control.latest()
-        if known is not None and known.policy_version >= latest.policy_version:
-            return False
-        descent = pairwise(chain(self.lineage.ancestors(latest.policy_version), [-1]))
-        parents = dict(takewhile(lambda pair: pair[0] >= oldest_kept, descent))
-        control.restore_parents(self.parts.epoch, parents, self.lineage.copies)
-        control.announce(self.parts.epoch, latest, oldest_kept, [], latest.policy_version in self.lineage.copies)
-        return True
+        return self.announcer.announce_again(self.lineage) or forgot
 
     # -- record ---------------------------------------------------------------------------------
     def record(self) -> None:
         """Writes down the steps of the batch. Raises FencedError where the run is another learner's."""
         self._check_epoch()
-        for record in self.records:
-            row = plain(record)
-            self.parts.metrics.observe(record)
-            self.parts.files.history.append(row)
-            self._add_history(row)
+        write_down(self.records, self.parts)
         self.records = []
-
-    def _add_history(self, row: dict[str, Any]) -> None:
-        tries: list[int] = []
-
-        def add_once() -> None:
-            tries.append(1)
-            rows = self.parts.control.history(last=1) if len(tries) > 1 else []
-            if rows[-1:] != [row]:  # an earlier try may have come through without its answer
-                self.parts.control.add_history(row, self.parts.epoch)
-
-        self.parts.patience.tell("add to the history", add_once)
 
     def _check_epoch(self) -> None:
         self.parts.patience("look at the epoch", lambda: self.parts.control.check_epoch(self.parts.epoch))

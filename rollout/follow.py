@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from rollout.admit import OVER, Admitter
 from rollout.evaluation import Evaluator, servable
@@ -140,7 +141,7 @@ class Follower:
 
     def _settle(self, admitter: Admitter) -> None:
         """What is served is what the lag asks for, too."""
-        self._syncer.settle()
+        self._syncer.fetcher.settle()
         if self._dial.served_lag != self._aimed_lag:
             self._dial.served_lag = self._aimed_lag
             admitter.wake()
@@ -201,7 +202,8 @@ class Follower:
             return False
         self._claimed = job
         try:
-            await (self._detour(job, target, admitter, evaluator) if detour else self._answer(job, evaluator))
+            answer = partial(self._answer, job, evaluator)
+            await (self._syncer.detour(job, self._drained_for(job, admitter), answer) if detour else answer())
         except (EnvironmentFailure, EngineError, StoreError, OutOfMemoryError, TimeoutError) as error:
             await self._give_up(job, error)
         self._claimed = None
@@ -210,7 +212,7 @@ class Follower:
     async def _beyond(self, wanted: list[int], newer: list[int]) -> int | None:
         """The first wanted version beyond this server's lag that the store has."""
         asked = [version for version in wanted if version in newer]
-        stored = await self._syncer.stored(asked)
+        stored = await self._syncer.fetcher.stored(asked)
         if asked and not stored:  # the store may be far away, and need not be asked at every look
             self._claim_again_at = time.monotonic() + CLAIM_POLL_S
         return stored[0] if stored else None
@@ -231,15 +233,12 @@ class Follower:
         await self._parts.patience("store an evaluation", lambda: finish(job, result))
         self._parts.log.info("evaluated", policy_version=served, accuracy=result.accuracy, seconds=result.seconds)
 
-    async def _detour(self, job: int, target: int, admitter: Admitter, evaluator: Evaluator) -> None:
-        """Evaluates a version that lies beyond this server's lag: no group may be drawn by it."""
+    @asynccontextmanager
+    async def _drained_for(self, job: int, admitter: Admitter) -> AsyncIterator[None]:
+        """The moment to evaluate a version that lies beyond this server's lag: no group may be drawn by it."""
         with self._parts.status.during("evaluation", f"draining, to evaluate version {job}"):
             async with admitter.drained(self._deadline_s):
-                await self._syncer.serve(job)
-                try:
-                    await self._answer(job, evaluator)
-                finally:
-                    await self._syncer.serve(target)
+                yield
 
     async def _give_up(self, job: int, error: Exception) -> None:
         refused = isinstance(error, UnprovenVersionError)  # it was tried often enough, in a fresh engine too

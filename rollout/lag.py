@@ -6,7 +6,7 @@ import threading
 from dataclasses import replace
 
 from rollout.parts import Parts
-from shared.config.lag import LagSetting, from_wish
+from shared.config.lag import LagSetting
 from shared.lag import Asked, Moment, resolve
 
 
@@ -59,7 +59,10 @@ class Dial:
         return self.turn(wish, Moment(latest.policy_version, latest.step, self._parts.writer.counted()))
 
     def _read(self, wish: bytes) -> LagSetting:
-        setting = from_wish(wish) if wish else self._configured
+        setting = self._parts.config.wished_lag(wish) if wish else self._configured
         if setting is None:
-            self._parts.log.error("the lag that is asked for cannot be read: the configured one counts", lag=wish[:200])
+            self._parts.log.error(
+                "the lag asked for cannot be read, or cannot be served over the wire: the configured one counts",
+                lag=wish[:200],
+            )
         return setting or self._configured

@@ -107,10 +107,12 @@ def prove(
             f"{tolerance_nats:g} is allowed",
             proof.difference,
         )
-    if before is not None and before.manifest.probe.sequences == manifest.probe.sequences:
-        if exact_files:
-            _check_files(proof, before)
-        _check_change(proof, before)
+    if before is not None:
+        _check_claim(manifest, before.manifest)
+        if before.manifest.probe.sequences == manifest.probe.sequences:
+            if exact_files:
+                _check_files(proof, before)
+            _check_change(proof, before)
     return proof
 
 
@@ -129,6 +131,20 @@ def wrong_tensors(report: TensorReport) -> str:
     names = ", ".join(report.wrong[:NAMED]) + (" ..." if len(report.wrong) > NAMED else "")
     of = len(report.wrong) + report.checked
     return f"{len(report.wrong)} of {of} tensors differ from the published ones: {names}"
+
+
+def _check_claim(now: Manifest, before: Manifest) -> None:
+    """Whether two versions have the same weights, a learner says of its own versions."""
+    if -1 in (now.weights_of, before.weights_of) or now.epoch != before.epoch:
+        return
+    files, files_before = _weights(now), _weights(before)
+    said, same = now.weights_of == before.weights_of, files == files_before
+    if files and files_before and said != same:
+        found, claim = ("the weights of", "they differ") if same else ("other weights than", "they are the same")
+        raise UnprovenVersionError(
+            f"version {now.policy_version} has {found} version {before.policy_version}, and the learner "
+            f"says that {claim}"
+        )
 
 
 def _check_files(now: Proof, before: Proof) -> None:

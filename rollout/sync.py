@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 from rollout.engines.renewable import RenewableEngine
+from rollout.fetch import Fetcher
 from rollout.parts import Parts
 from rollout.proof import Proof
 from rollout.prover import Prover, timed
@@ -25,11 +26,9 @@ from rollout.transfer import Receiver
 from shared.errors import EngineError, StoreError, TransferError, UnprovenVersionError, WireOnlyError
 from shared.log import on_every_line
 from shared.manifest import Manifest
-from shared.store import open_store
 from shared.tensor_table import has_weights
 from shared.transfer import Call
 
-SYNC_DEADLINE_S = 60.0  # for a version that cannot be read from the store
 RETRY_S = 0.2
 
 
@@ -54,11 +53,10 @@ class Syncer:
     """
 
     def __init__(self, parts: Parts, engine: RenewableEngine) -> None:
-        config = parts.config
         self.gate = asyncio.Event()
         self.halted = asyncio.Event()
         self.proven: set[int] = set()
-        self._store = open_store(config, parts.server_id)
+        self.fetcher = Fetcher(parts)
         self._engine = engine
         self._parts = parts
         self._prover = Prover(parts, engine)
@@ -66,23 +64,11 @@ class Syncer:
         self._proof: Proof | None = None  # of the version proven last
         self._started = False
         self._refused: list[int] = []  # in a row
-        self._unreadable_since: float | None = None
 
     @property
     def served(self) -> int:
         """The version that is served, proven; -1 while there is none."""
         return self._proof.manifest.policy_version if self._proof is not None and not self.halted.is_set() else -1
-
-    async def stored(self, versions: Sequence[int]) -> list[int]:
-        """Those of the versions that the store has; none while it does not answer."""
-        if not versions:
-            return []
-        try:
-            there = await asyncio.to_thread(self._store.versions)
-        except StoreError:
-            self._parts.metrics.sync_failures.labels("store").inc()
-            return []
-        return [version for version in versions if version in there]
 
     async def follow(self, version: int, moment: AbstractAsyncContextManager[None] | None = None) -> None:
         """Serves a version, or says why it cannot yet and leaves it for the next time.
@@ -92,7 +78,7 @@ class Syncer:
             moment: entered before the weights change.
 
         Raises:
-            StoreError: for SYNC_DEADLINE_S every version that was wanted could not be read from the store.
+            StoreError: for a minute no version could be read from the store.
             UnprovenVersionError: rollout.max_refused_versions in a row could not be proven.
             EngineError: the engine failed.
 
@@ -106,7 +92,7 @@ class Syncer:
         except WireOnlyError as error:
             await self._receiver.wait_for_files(version, error, serving=self.served >= 0)
         except StoreError as error:
-            await self._cannot_read(version, error)
+            await self.fetcher.cannot_read(version, error)
         except UnprovenVersionError as error:
             if len(self._refused) >= self._parts.config.rollout.max_refused_versions:
                 raise UnprovenVersionError(
@@ -115,41 +101,39 @@ class Syncer:
                 ) from error
             self._parts.status.say("sync", f"waiting for a newer version: {error}")
 
-    async def _cannot_read(self, version: int, error: StoreError) -> None:
-        """Waits a little. The time counts from the first of failures in a row."""
-        now = time.monotonic()
-        self._parts.metrics.sync_failures.labels("store").inc()
-        if self._unreadable_since is None:
-            self._unreadable_since = now
-            self._parts.log.warning("a version cannot be read", policy_version=version, error=str(error))
-        if now - self._unreadable_since > SYNC_DEADLINE_S:
-            raise StoreError(f"for {SYNC_DEADLINE_S:g} s no version could be read: {error}") from error
-        with self._parts.status.during("sync", f"cannot read version {version}: {error}"):
-            await asyncio.sleep(RETRY_S)
-
-    def settle(self) -> None:
-        """What is served is what is wanted: what could not be read before does not matter any more."""
-        self._unreadable_since = None
-
     async def serve(self, version: int, moment: AbstractAsyncContextManager[None] | None = None) -> None:
         """Fetches, loads and proves a version. Raises StoreError, EngineError, UnprovenVersionError, DeadlineError."""
         started = time.monotonic()
-        self._parts.stages.clear()
-        server_id = self._parts.server_id
-        with self._parts.status.during("sync", f"fetching version {version}"):
-            try:
-                with timed(self._parts, "fetch"):
-                    progress = self._parts.status.heartbeat.progress
-                    manifest, folder = await asyncio.to_thread(self._store.hold, version, server_id, progress)
-                self._unreadable_since = None
-                call = await self._receiver.meet(manifest, serving=self._started)
-                if self._started and call is None:
-                    with timed(self._parts, "stage"):
-                        await self._engine.stage(folder)
-                await self._switch(manifest, folder, call, moment or nullcontext())
-            finally:
-                await asyncio.to_thread(self._store.let_go, server_id)
+        async with self.fetcher.holding():
+            await self._switch(*await self._prepare(version), moment or nullcontext())
         self._parts.metrics.sync_seconds.observe(time.monotonic() - started)
+
+    async def detour(
+        self, version: int, moment: AbstractAsyncContextManager[None], work: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Serves another version for as long as some work takes, then again what is served now. Raises as `serve`.
+
+        Both are fetched before the moment, within which nothing else is drawn.
+        """
+        async with self.fetcher.holding():
+            manifest, folder = await self.fetcher.fetch(self.served)
+            there = await self._prepare(version)
+            async with moment:
+                await self._switch(*there, nullcontext())
+                try:
+                    await work()
+                finally:
+                    await self._switch(manifest, folder, None, nullcontext())
+
+    async def _prepare(self, version: int) -> tuple[Manifest, Path, Call | None]:
+        """A version ready to be loaded, or the call to receive it."""
+        with self._parts.status.during("sync", f"fetching version {version}"):
+            manifest, folder = await self.fetcher.fetch(version)
+            call = await self._receiver.meet(manifest, serving=self._started)
+            if self._started and call is None:
+                with timed(self._parts, "stage"):
+                    await self._engine.stage(folder)
+        return manifest, folder, call
 
     async def _switch(
         self, manifest: Manifest, folder: Path, call: Call | None, moment: AbstractAsyncContextManager[None]

@@ -23,6 +23,7 @@ from shared.process import die_with_parent
 
 PARENT_ENV = "TRUSTBATCH_PARENT_PID"
 POLL_S = 0.05
+KILLED_S = 1.0  # for the kernel to end what was killed
 
 
 class _Process(Protocol):
@@ -145,7 +146,7 @@ def stop_in_order(
     killed = [child.name for child in children if child.exit_code() is None]
     for child in children:
         child.kill_group()
-    _wait(children, time.monotonic() + 1.0, lambda: False)
+    _wait(children, time.monotonic() + KILLED_S, lambda: False)
     return killed
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.config import Config
-from shared.config.lag import MAX_SERVERS, LagSetting, ServerLag, from_wish, to_wish
+from shared.config.lag import MAX_SERVERS, LagSetting, ServerLag, to_wish
 from shared.control import ControlState
 from shared.errors import ConfigError, StreamError
 
@@ -33,9 +33,9 @@ class Dialled:
 
 
 def read_lag(config: Config, control: ControlState) -> Dialled:
-    """What is asked for: the operator's wish, else the configuration's. Raises StreamError."""
+    """What is asked for: the operator's wish where it can be followed, else the configuration's. Raises StreamError."""
     wish = control.lag_wish()
-    wished = from_wish(wish.text) if wish.text else None
+    wished = config.wished_lag(wish.text) if wish.text else None
     setting = config.rollout.lag if wished is None else wished
     by, at = ("", None) if wished is None else (wish.by, wish.at)
     return Dialled(setting, wish.text, by, at, config.rollout.largest_lag, _servers(control))

@@ -16,6 +16,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from shared.checksums import Checksum
 from shared.config import Config, load_config
+from shared.config.store import StoreConfig
 from shared.errors import ConfigError, DeadlineError
 from shared.manifest import Probe, StoredFile
 from shared.store import PolicyStore, open_store
@@ -23,6 +24,15 @@ from shared.store.pace import fetch_seconds, lag_of_fetching
 
 WEIGHTS = "model.safetensors"
 START_S = 10.0  # for the server on loopback
+
+
+@dataclass(frozen=True)
+class Requests:
+    """How one version is asked for."""
+
+    answer_s: float = 0.0  # from a request to its first byte
+    parts: int | None = None  # requests; None: as store.part_bytes cuts the version
+    parallel: int = StoreConfig().parallel
 
 
 @dataclass(frozen=True)
@@ -45,10 +55,11 @@ class Measured:
     lag_at_most: int
 
 
-def show(size: str, rate: str, every: float, measure: int, as_json: bool) -> None:
+def show(size: str, rate: str, every: float, measure: int, as_json: bool, requests: Requests = Requests()) -> None:
     """Prints both. Raises ConfigError for what is no number of bytes."""
     count, per_s = _bytes("--size", size), _bytes("--rate", rate)
-    fetch_s = fetch_seconds(count, per_s)
+    parts = requests.parts or -(-count // int(StoreConfig().part_bytes))
+    fetch_s = fetch_seconds(count, per_s, parts, requests.answer_s, requests.parallel)
     at_switch, at_most = lag_of_fetching(fetch_s, every)
     found: dict[str, object] = {"foreseen": asdict(Foreseen(fetch_s, at_switch, at_most, at_switch + 1))}
     if measure:

@@ -74,6 +74,15 @@ class StoreError(TrustbatchError):
     """A policy version that is missing, torn or altered."""
 
 
+class BrokenDownloadError(StoreError):
+    """A download broke off; the parts that came are used by the next one."""
+
+    def __init__(self, message: str, came: int, missing: int) -> None:
+        """Parts that came this time, and parts that still lack."""
+        self.came, self.missing = came, missing
+        super().__init__(message)
+
+
 class AnsweredError(StoreError):
     """The store has answered, and would answer the same again."""
 

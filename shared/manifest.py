@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from shared.checksums import is_checksum
 from shared.errors import StoreError
 
-FORMAT = 2
-KNOWN_FORMATS = (1, 2)  # 1 had SHA-256 only, and no patches
+FORMAT = 3
+KNOWN_FORMATS = (1, 2, 3)  # 1 had SHA-256 only, and no patches; 2 did not say whose weights a version has
 MANIFEST = "manifest.json"
 MAX_FILES = 4096
 MAX_FILE_BYTES = 2**44
@@ -69,6 +69,8 @@ class Manifest:
     probe: Probe
     base: int = -1  # the version that its patches are against; -1: every file is stored whole
     depth: int = 0  # patches between it and a whole version
+    epoch: int = 0  # of the learner that published it; 0: not said
+    weights_of: int = -1  # the first version of that epoch with the same published weights; -1: not said
 
     @property
     def stored_bytes(self) -> int:
@@ -132,9 +134,11 @@ def parse(data: dict[str, Any], where: str) -> Manifest:
     try:
         probe = Probe(**_typed(data.pop("probe"), dict))
         manifest = Manifest(files=stored_files(data.pop("files")), probe=probe, **data)
-        for value in (manifest.policy_version, manifest.parent, manifest.step, manifest.base):
+        for value in (manifest.policy_version, manifest.parent, manifest.step, manifest.base, manifest.weights_of):
             if not -1 <= _typed(value, int) < 2**62:
                 raise ValueError(f"{str(value)[:20]} is no version and no step")
+        if not 0 <= _typed(manifest.epoch, int) < 2**62 or manifest.weights_of > manifest.policy_version:
+            raise ValueError(f"epoch or weights_of ({str(manifest.weights_of)[:20]}) cannot be one")
         if not math.isfinite(_number(manifest.created_at)):
             raise ValueError("created_at is not finite")
         _check_base(manifest)

@@ -1,9 +1,9 @@
 """Health probes beside the metrics: /livez and /readyz, answered from what the process says of itself.
 
 Live: the process goes on. It has said something within `metrics.stalled_after_s`, and what it says has changed
-within that time (or another part of a version came that it fetches), unless it says that it waits: each of its waits
-ends by a deadline of its own, or is a pause that the operator asked for. An outage of Redis is such a wait, so no probe
-asks Redis.
+within that time (or another part came of a version that it fetches, or went of one that it uploads), unless it says
+that it waits: each of its waits ends by a deadline of its own, or is a pause that the operator asked for. An outage
+of Redis is such a wait, so no probe asks Redis.
 Ready: it serves a version that it has proven (rollout server), or has published one (learner).
 
     python -m shared.probe http://127.0.0.1:9400/readyz     # for images without curl; 0: yes, 1: no

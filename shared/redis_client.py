@@ -126,12 +126,25 @@ def server_version(client: Client) -> tuple[int, int]:
     return major, minor
 
 
+def load_scripts(client: Client) -> None:
+    """Loads every script of the run, for those too who may run scripts and not load any (rollout servers).
+
+    A Redis that has run on while the processes were replaced holds those of the release before, perhaps no others.
+    Raises StreamError.
+    """
+    with translated():
+        try:
+            for source in scripts.ALL:
+                client.script_load(source)
+        except redis.exceptions.NoPermissionError as error:
+            raise StreamError("Redis does not hold the run's scripts yet: the learner loads them") from error
+
+
 class Script:
     """A Lua script bound to its keys; errors translated."""
 
     def __init__(self, client: Client, source: str, keys: Sequence[str]) -> None:
         self._client = client
-        self._source = source
         self._digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
         self._keys = list(keys)
 
@@ -141,16 +154,8 @@ class Script:
             try:
                 return self._run(arguments)
             except redis.exceptions.NoScriptError:
-                self._load()
+                load_scripts(self._client)
                 return self._run(arguments)
 
     def _run(self, arguments: Sequence[Any]) -> Any:
         return self._client.evalsha(self._digest, len(self._keys), *self._keys, *arguments)
-
-    def _load(self) -> None:
-        """Loads every script of the run, for those too who may run scripts and not load any (rollout servers)."""
-        try:
-            for source in {self._source, *scripts.ALL}:
-                self._client.script_load(source)
-        except redis.exceptions.NoPermissionError as error:
-            raise StreamError("Redis does not hold the run's scripts yet: the learner loads them") from error

@@ -48,7 +48,7 @@ class Redis7:
     def start(self) -> None:
         """Starts it and waits until it answers."""
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             client = redis.Redis("127.0.0.1", self.port, socket_timeout=2, **self._credentials)
             try:

@@ -116,7 +116,7 @@ class WirePublisher(Publisher):
         except OSError as error:
             raise StoreError(f"cannot write version {version} to {folder}: {error}") from error
         probe, at = manifest.probe, manifest.created_at
-        self._store.commit(version, latest.parent, latest.step, probe, at, written.known, written.base)
+        self._commit(version, latest.parent, latest.step, probe, at, written)
         self._writer.published()
         self._metrics.observe_publish(written.stored_bytes, written.base >= 0, written.encode_s)
         self._log.info("files written after all", policy_version=version)

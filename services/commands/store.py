@@ -34,12 +34,17 @@ def store_foresee(
     size: Annotated[str, typer.Option(metavar="BYTES", help="Of one version as it travels, e.g. 84MB.")],
     rate: Annotated[str, typer.Option(metavar="BYTES", help="A second over the link, e.g. 6.25MB for 50 Mbit/s.")],
     every: Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Between published versions.")],
+    answer: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="From a request to its first byte.")] = 0.0,
+    parts: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Requests for one version; as store.part_bytes cuts it.")
+    ] = None,
+    parallel: Annotated[int, typer.Option(metavar="N", min=1, help="Of them at once, as store.parallel.")] = 4,
     measure: Annotated[
         int, typer.Option(metavar="N", min=0, max=10_000, help="Also publish N versions, and fetch them at that rate.")
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say by how many versions a server behind a slow link will be behind, and measure it if asked to."""
-    from services.store_lag import show
+    from services.store_lag import Requests, show
 
-    show(size, rate, every, measure, as_json)
+    show(size, rate, every, measure, as_json, Requests(answer, parts, parallel))

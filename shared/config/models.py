@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from shared.config.combinations import combination_problems
 from shared.config.environment import EnvironmentConfig, EvaluationConfig, ReasoningGymConfig
+from shared.config.lag import LagSetting, from_wish
 from shared.config.learner import LearnerConfig
 from shared.config.network import ControlPlaneConfig, MetricsConfig, RedisConfig
 from shared.config.rollout import AdmissionConfig, RolloutConfig
@@ -49,6 +50,17 @@ class Config(Section):
         trajectories = self.rollout.group_size + self.rollout.experts
         trajectory = self.rollout.sampling.max_tokens * BYTES_PER_TOKEN + BYTES_PER_TRAJECTORY
         return int(4 * prompt + trajectories * trajectory + 1024)
+
+    def wished_lag(self, wish: bytes) -> LagSetting | None:
+        """What an operator's wish asks for; None where it cannot be followed.
+
+        It cannot be read; or it goes beyond rollout.max_lag, was asked for while weights went by files, and now they go
+        over the wire, where the learner holds no older versions.
+        """
+        setting = from_wish(wish)
+        over_the_wire = self.store.transfer.kind != "files"
+        beyond = setting is not None and over_the_wire and setting.largest > self.rollout.largest_lag
+        return None if beyond else setting
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shared.errors import MissingError, StoreError
+from shared.errors import BrokenDownloadError, MissingError, StoreError
 from shared.manifest import StoredFile, StoredPatch
 from shared.store.manifests import version_folder
 from shared.store.remote import Remote, persist
@@ -87,8 +87,8 @@ def download(
         came: called for each part that is there.
 
     Raises:
-        StoreError: a file is not there, has another size, or one of its parts did not come in several tries; the
-            parts that came are used the next time.
+        StoreError: a file is not there.
+        BrokenDownloadError: a part did not come in several tries; the parts that came are used the next time.
         OSError: the disk refused.
 
     """
@@ -107,6 +107,10 @@ def download(
             raise StoreError(
                 f"{error}: if it was deleted while it was fetched, raise learner.retain_versions"
             ) from None
+        except StoreError as error:
+            threads.shutdown(cancel_futures=True)
+            missing = sum(len(file.missing()) for file in files)
+            raise BrokenDownloadError(str(error), len(jobs) - missing, missing) from error
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise

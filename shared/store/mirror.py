@@ -50,13 +50,17 @@ class MirroredStore(PolicyStore):
         created_at: float,
         known: Mapping[str, StoredFile] | None = None,
         base: int = -1,
+        epoch: int = 0,
+        weights_of: int = -1,
+        came: Callable[[], None] = lambda: None,
     ) -> Manifest:
         """Uploads the files, then the manifest: now the version exists. Raises StoreError."""
-        manifest = super().commit(policy_version, parent, step, probe, created_at, known, base)
+        manifest = super().commit(policy_version, parent, step, probe, created_at, known, base, epoch, weights_of)
         folder = self.folder(policy_version)
 
         def send(name: str) -> None:
-            persist(lambda: self._remote.send(policy_version, folder / name))
+            persist(lambda: self._remote.send(policy_version, folder / name, came))
+            came()
 
         with ThreadPoolExecutor(self._parallel) as threads:
             list(threads.map(send, [file.stored.name for file in manifest.files]))

@@ -66,6 +66,9 @@ class PolicyStore:
         created_at: float,
         known: Mapping[str, StoredFile] | None = None,
         base: int = -1,
+        epoch: int = 0,
+        weights_of: int = -1,
+        came: Callable[[], None] = lambda: None,
     ) -> Manifest:
         """Writes the manifest: now the version exists. One that is committed again never lacks its manifest.
 
@@ -78,6 +81,9 @@ class PolicyStore:
             known: files by name whose checksums were taken while they were written, so that they are not read
                 again. Those with a `patch` are in the folder under the patch's name.
             base: the version that the patches are against.
+            epoch: of the learner.
+            weights_of: the first version of that epoch that had the same weights.
+            came: called for each piece that has come to a place elsewhere, from any thread.
 
         Raises:
             StoreError: the disk refused, or a patch's base cannot be used.
@@ -90,7 +96,8 @@ class PolicyStore:
             depth = self.manifest(base).depth + 1 if patched else 0
             if depth > MAX_CHAIN:
                 raise StoreError(f"version {policy_version} would be {depth} patches away from a whole one")
-            manifest = Manifest(policy_version, parent, step, created_at, files, probe, base if patched else -1, depth)
+            base = base if patched else -1
+            manifest = Manifest(policy_version, parent, step, created_at, files, probe, base, depth, epoch, weights_of)
             write_whole(folder / MANIFEST, seal(asdict(manifest)))
         except OSError as error:
             raise StoreError(f"cannot write version {policy_version} to {folder}: {error}") from error

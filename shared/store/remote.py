@@ -85,8 +85,8 @@ class Remote:
                 told = f"version {version} was begun already, by another learner, in {self.url}"
                 raise AnsweredError(told) from None
 
-    def send(self, version: int, path: Path) -> None:
-        """Uploads a file under its own name."""
+    def send(self, version: int, path: Path, came: Callable[[], None]) -> None:
+        """Uploads a file under its own name; `came` is called for each piece that is gone."""
         target = self._path(version, path.name)
         with (
             self._told(f"version {version}: {path.name}"),
@@ -96,6 +96,7 @@ class Remote:
             while data := file.read(CHUNK_BYTES):
                 self.pace.take(len(data))
                 out.write(data)
+                came()
 
     def delete(self, version: int) -> None:
         """Removes a version, its manifest first."""

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.system
 def secrets(folder: Path, *options: str) -> Path:
     made = folder / "secrets"
     command = [str(ROOT / "deploy" / "compose" / "secrets.sh"), *options]
-    subprocess.run(command, env={**os.environ, "SECRETS": str(made)}, check=True, timeout=30)
+    subprocess.run(command, env={**os.environ, "SECRETS": str(made)}, check=True, timeout=60)
     return made
 
 
@@ -49,7 +49,7 @@ def started(folder: Path, given: Path, **environ: str) -> Iterator[dict[str, str
     with (folder / "redis.log").open("w") as log:
         process = subprocess.Popen(["sh", str(ROOT / "deploy/redis/start.sh")], env=environ, stdout=log, stderr=log)
     try:
-        ends = time.monotonic() + 20
+        ends = time.monotonic() + 60
         while ping(environ) != 0:
             assert process.poll() is None, (folder / "redis.log").read_text()
             assert time.monotonic() < ends, (folder / "redis.log").read_text()
@@ -62,7 +62,7 @@ def started(folder: Path, given: Path, **environ: str) -> Iterator[dict[str, str
 
 def ping(environ: dict[str, str]) -> int:
     command = ["sh", str(ROOT / "deploy/redis/ping.sh")]
-    return subprocess.run(command, env=environ, capture_output=True, check=False, timeout=10).returncode
+    return subprocess.run(command, env=environ, capture_output=True, check=False, timeout=60).returncode
 
 
 def client_of(role: str, given: Path, port: str, *overrides: str) -> Client:

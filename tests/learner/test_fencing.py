@@ -232,7 +232,7 @@ def test_a_learner_process_stopped_past_its_lease_comes_back_to_a_run_that_is_an
     world.append(5)
     wait("its steps", lambda: step() == 4)
     first.popen.send_signal(signal.SIGCONT)
-    assert first.popen.wait(timeout=30) == 1
+    assert first.popen.wait(timeout=60) == 1
     fenced = [row for row in first.rows if row.get("event") == "fenced"]
     assert fenced, first.log.read_text()
     assert "another learner has taken over this run" in fenced[0]["reason"]
@@ -243,6 +243,6 @@ def test_a_learner_process_stopped_past_its_lease_comes_back_to_a_run_that_is_an
     assert world.lines("lost.jsonl") == []
     assert world.control.phase() == ("running", "")
     second.popen.send_signal(signal.SIGTERM)
-    assert second.popen.wait(timeout=30) == 0
+    assert second.popen.wait(timeout=60) == 0
     checkpoints = [p.name for p in (world.config.run.folder / "checkpoints").glob("e*-n*")]
     assert max(checkpoints).startswith("e0002-")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from learner.lineage import START, Lineage
 from learner.publish import oldest_in_a_row, probe_sequences, versions_to_keep
+from learner.version_writer import VersionWriter
 from shared.errors import StoreError
 from shared.manifest import MANIFEST
+from shared.tensor_table import weight_files
 from tests.learner.conftest import MakeWorld
 from tests.learner.world import World
 
@@ -140,6 +145,39 @@ def test_a_publish_that_fails_leaves_nothing_behind_and_may_be_tried_again(
             publisher.write(1, 0, 1)
     publisher.write(1, 0, 1)
     assert world.store.versions() == [0, 1]
+
+
+def test_a_version_says_whose_weights_it_has(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make_world("model.dtype=bfloat16", "learner.learning_rate=0", "store.full_every=16")
+    learner = world.learner()
+    world.append(4)
+    learner.iterate()
+    policy, publisher = learner.training.parts.policy, learner.training.parts.publisher
+    parameter = next(iter(policy.named_parameters().values()))
+    with torch.no_grad():
+        parameter.mul_(2.0)
+    publisher.write(2, 1, 2)
+    with torch.no_grad():
+        parameter.div_(2.0)
+    publisher.write(3, 2, 3)
+    manifests = [world.store.manifest(version) for version in range(4)]
+    assert [(manifest.epoch, manifest.weights_of) for manifest in manifests] == [(1, 0), (1, 0), (1, 2), (1, 0)]
+
+    def not_taken(writer: VersionWriter, version: int) -> Any:
+        assert writer._published is not None
+        return replace(writer._published, version=version)
+
+    monkeypatch.setattr(VersionWriter, "_filled", not_taken)
+    with torch.no_grad():
+        parameter.mul_(2.0)
+    publisher.write(4, 3, 4)
+    assert world.store.manifest(4).weights_of == 4, "they are the old ones, and not the policy's"
+    assert weights_in(world, 4) == weights_in(world, 3)
+
+
+def weights_in(world: World, version: int) -> str:
+    [file] = weight_files(world.store.manifest(version))
+    return file.checksum
 
 
 def test_versions_of_a_lineage_are_patches_of_each_other_until_a_restore(make_world: MakeWorld) -> None:

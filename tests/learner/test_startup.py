@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import time
 
 import pytest
 
@@ -30,19 +29,16 @@ def status(pid: int, host: str | None = None) -> dict[str, object]:
 
 def test_a_dead_learners_heartbeat_is_waited_out(control: ControlState) -> None:
     control.beat("learner", status(1, "elsewhere"), 0.5)
-    started = time.monotonic()
-    await_predecessor(control, 0.5)
-    assert 0.3 < time.monotonic() - started < 0.75
+    await_predecessor(control, 60)
+    assert control.status_of("learner") is None
 
 
 def test_a_dead_process_of_this_machine_is_not_waited_for(control: ControlState) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    started = time.monotonic()
     for pid in (ended.pid, os.getpid()):
         control.beat("learner", status(pid), 30)
-        await_predecessor(control, 30)
-    assert time.monotonic() - started < 5
+        await_predecessor(control, 30)  # a living one would be an error
 
 
 def test_versions_that_restores_published_are_known_from_the_store_where_redis_has_forgotten(world: World) -> None:

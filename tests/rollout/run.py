@@ -44,14 +44,19 @@ class Run:
         self.entries: list[Entry] = []
 
     def publish(
-        self, probe: Probe | None = None, applied: list[int] | None = None, restored_from: int | None = None
+        self,
+        probe: Probe | None = None,
+        applied: list[int] | None = None,
+        restored_from: int | None = None,
+        weights_of: int = -1,
     ) -> int:
         """The weights as they are now, as the next version, or as one that a restored learner publishes."""
         parent, self.version = self.version, self.version + 1
         if restored_from is not None:
             parent, self.version = restored_from, self.version + 10
         self.model.save_pretrained(self.store.begin(self.version))
-        self.store.commit(self.version, parent, 0, probe or probe_of(self.model), time.time())
+        probe = probe or probe_of(self.model)
+        self.store.commit(self.version, parent, 0, probe, time.time(), epoch=self.epoch, weights_of=weights_of)
         self.control.announce(self.epoch, Latest(self.version, parent, 0), 0, applied or [])
         return self.version
 
@@ -91,6 +96,12 @@ class Run:
 def versions_of(groups: list[Group]) -> set[int]:
     """The versions that drew their tokens."""
     return {span.policy_version for group in groups for t in group.trajectories for span in t.versions}
+
+
+def served(run: Run) -> int:
+    """What the heartbeat of r0 says; -1 while there is none."""
+    status = run.control.status_of("rollout:r0") or {}
+    return int(status.get("policy_version", -1))
 
 
 def small(config: Config, model: Path, *overrides: str) -> Config:
@@ -133,12 +144,12 @@ async def serving(parts: Parts) -> AsyncIterator[asyncio.Task[None]]:
         yield task
     finally:
         server.stop()
-        await asyncio.wait({task}, timeout=10)
+        await asyncio.wait({task}, timeout=60)
     if not task.cancelled() and (error := task.exception()) is not None:
         raise error
 
 
-async def until(condition: Callable[[], bool], what: str, task: asyncio.Future[Any], deadline_s: float = 8.0) -> None:
+async def until(condition: Callable[[], bool], what: str, task: asyncio.Future[Any], deadline_s: float = 60.0) -> None:
     """Waits for a condition while the server lives."""
     ends = time.monotonic() + deadline_s
     while not await asyncio.to_thread(condition):

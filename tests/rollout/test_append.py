@@ -83,7 +83,7 @@ async def test_a_group_waits_while_redis_is_full(config: Config, tiny_model: Pat
     assert not done
     assert parts.status.heartbeat.status["state"] == "waiting for room in Redis, which is at maxmemory"
     run.client.config_set("maxmemory", 0)
-    assert await asyncio.wait_for(appending, 5) is Appended.STORED
+    assert await asyncio.wait_for(appending, 60) is Appended.STORED
 
 
 async def test_the_wait_for_a_full_redis_has_an_end(config: Config, tiny_model: Path, own_redis: RedisServer) -> None:

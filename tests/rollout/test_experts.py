@@ -12,7 +12,7 @@ from shared.errors import ConfigError
 from tests.rollout.worlds import Parity, Taught
 
 pytestmark = pytest.mark.asyncio
-SETUP = Setup(seed=0, tokenizer=None, heldout_prompts=1, deadline_s=1.0, workers=1)
+SETUP = Setup(seed=0, tokenizer=None, heldout_prompts=1, deadline_s=60.0, workers=1)
 
 
 async def answers(environment: Environment, count: int, index: int = 0, max_tokens: int = 3) -> list[list[int]]:

@@ -11,6 +11,7 @@ import pytest
 from rollout.engines.transformers import TransformersEngine
 from rollout.lag import Dial
 from shared.config import Config
+from shared.config.transfer import TransferConfig
 from shared.lag import Asked, Moment
 from shared.types import Group
 from tests.rollout.run import Run, parts_of, serving, small, until
@@ -127,7 +128,7 @@ async def test_groups_go_on_while_a_slow_version_is_loaded_although_the_lag_depe
         await until(lambda: run.unapplied() == 16, "the first groups", server)
         run.control.set_paused(True)
         run.publish(applied=list(range(16)))
-        await asyncio.wait_for(loading.wait(), 10)
+        await asyncio.wait_for(loading.wait(), 60)
         run.publish()  # which nobody looks at before the load is done
         run.control.set_paused(False)
         await until(lambda: run.leased() == 4, "groups of a version before", server)
@@ -152,3 +153,13 @@ async def test_a_wish_that_cannot_be_read_leaves_the_configured_lag(config: Conf
     assert dial.turn(b"8", Moment(9, 9, 0)) == Asked(8, wish=b"8")
     assert dial.turn(b"{", Moment(9, 9, 0)) == dial.asked == Asked(4, wish=b"{")
     assert dial.turn(b"", Moment(9, 9, 0)) == Asked(4, wish=b"")
+
+
+async def test_a_wish_from_before_the_transfer_is_not_followed_over_the_wire(config: Config, tiny_model: Path) -> None:
+    """The learner holds no older versions there; the run may have been resumed with another transfer."""
+    files = small(config, tiny_model)
+    wire = files.model_copy(update={"store": files.store.model_copy(update={"transfer": TransferConfig(kind="gloo")})})
+    for given, lag in ((files, 8), (wire, 0)):
+        dial = Dial(await asyncio.to_thread(parts_of, given))
+        assert dial.turn(b"8", Moment(9, 9, 0)) == Asked(lag, wish=b"8")
+        assert dial.turn(b"0", Moment(9, 9, 0)) == Asked(0, wish=b"0")

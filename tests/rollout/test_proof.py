@@ -98,6 +98,34 @@ def test_the_previous_weights_cannot_have_another_probe(truth: Float64Array) -> 
     assert prove(other, answers(truth), 1e-3, before, exact_files=True)
 
 
+@pytest.mark.parametrize(
+    ("weights_of", "digit", "wrong"),
+    [
+        (3, "0", ""),
+        (4, "1", ""),
+        (4, "0", "version 4 has the weights of version 3, and the learner says that they differ"),
+        (3, "1", "version 4 has other weights than version 3, and the learner says that they are the same"),
+    ],
+)
+@pytest.mark.parametrize("said", [True, False])
+def test_a_learner_s_word_on_whether_weights_changed_must_be_that_of_the_files(
+    truth: Float64Array, weights_of: int, digit: str, wrong: str, said: bool
+) -> None:
+    def version(number: int, digit: str, epoch: int, weights_of: int) -> Manifest:
+        file = StoredFile("model.safetensors", 10, "xxh3_128:" + digit * 32)
+        return replace(manifest(number, truth), files=[file], epoch=epoch, weights_of=weights_of)
+
+    before = prove(version(3, "0", 5, 3 if said else -1), answers(truth), 1e-3, None)
+    now = version(4, digit, 5, weights_of)
+    prove(replace(now, epoch=6), answers(truth), 1e-3, before)  # another learner's: a restore has older weights again
+    prove(replace(now, files=[]), answers(truth), 1e-3, before)  # over the wire alone
+    if not (wrong and said):
+        assert prove(now, answers(truth), 1e-3, before)
+        return
+    with pytest.raises(UnprovenVersionError, match=wrong):
+        prove(now, answers(truth), 1e-3, before)
+
+
 def test_the_floor_is_what_the_engine_differs_by(truth: Float64Array) -> None:
     off = np.zeros(sum(LENGTHS))
     off[3] = np.log(2.0)

@@ -13,10 +13,11 @@ import torch
 from rollout.engines.renewable import RenewableEngine
 from rollout.engines.transformers import TransformersEngine
 from rollout.factory import build_engine
+from rollout.fetch import Fetcher
 from rollout.parts import Parts
 from rollout.sync import Syncer
 from shared.config import Config
-from shared.errors import EngineError, StoreError, UnprovenVersionError
+from shared.errors import BrokenDownloadError, EngineError, StoreError, UnprovenVersionError
 from tests.rollout.models import load_model, probe_of
 from tests.rollout.run import Run, parts_of, small, until
 
@@ -154,6 +155,25 @@ async def test_the_previous_version_s_files_under_a_new_name_are_refused(config:
     assert syncer.served == -1
 
 
+async def test_weights_that_did_not_change_are_served_and_old_ones_under_a_new_name_refused(
+    config: Config, tiny_model: Path
+) -> None:
+    """In bfloat16, where the probe cannot tell: a step of 1e-6 moves it less than rounding does."""
+    run, parts = a_run(config, tiny_model, "model.dtype=bfloat16")
+    run.publish(weights_of=1)
+    syncer = Syncer(parts, configured_engine(run.config))
+    await syncer.serve(1)
+    run.publish(weights_of=1)
+    await syncer.serve(2)
+    assert syncer.served == 2
+    run.publish(weights_of=3)
+    with pytest.raises(
+        UnprovenVersionError, match="version 3 has the weights of version 2, and the learner says that t"
+    ):
+        await syncer.serve(3)
+    assert syncer.served == -1
+
+
 async def test_what_a_fresh_engine_mends_is_served(config: Config, tiny_model: Path) -> None:
     run, parts = a_run(config, tiny_model)
     syncer = await served_at_0(parts, output_layer_stale, heals=True)
@@ -239,20 +259,35 @@ async def test_a_version_that_was_proven_before_has_to_show_itself_again(config:
 async def test_only_failures_in_a_row_count_against_a_store_that_cannot_be_read(
     config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout.sync.SYNC_DEADLINE_S", 0.0)
+    monkeypatch.setattr("rollout.fetch.SYNC_DEADLINE_S", 0.0)
     run, parts = a_run(config, tiny_model)
     syncer = await served_at_0(parts, one_tensor_stale)
     run.publish(run.lie())
     await syncer.follow(8)
     await syncer.follow(1)  # it can be read, and is not proven
     await syncer.follow(8)
-    syncer.settle()  # and now 0 were wanted, say
+    syncer.fetcher.settle()  # and now 0 were wanted, say
     reading = asyncio.ensure_future(syncer.follow(8))
     told = "cannot read version 8: "
     await until(lambda: str(parts.status.heartbeat.status["state"]).startswith(told), "the reason", reading)
     await reading
     with pytest.raises(StoreError, match=r"for 0 s no version could be read: .*v00000008"):
         await syncer.follow(8)
+
+
+async def test_parts_that_came_keep_a_server_waiting_unless_they_come_over_and_over(
+    config: Config, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.fetch.SYNC_DEADLINE_S", 0.0)
+    fetcher = Fetcher(a_run(config, tiny_model)[1])
+    for version, missing in ((1, 4), (1, 3), (2, 9), (2, 1)):
+        await fetcher.cannot_read(version, BrokenDownloadError("the line is down", came=1, missing=missing))
+    with pytest.raises(
+        StoreError, match="no version could be read: the line is down"
+    ):  # it was spoiled, and begun anew
+        await fetcher.cannot_read(2, BrokenDownloadError("the line is down", came=8, missing=1))
+    with pytest.raises(StoreError, match="no version could be read: nobody answers"):
+        await fetcher.cannot_read(3, StoreError("nobody answers"))
 
 
 async def test_each_part_of_a_version_that_is_being_fetched_is_progress(

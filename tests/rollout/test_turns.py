@@ -22,7 +22,7 @@ from tests.rollout.scripted import Scripted, said
 from tests.rollout.worlds import Parity, TwoTurns
 
 pytestmark = pytest.mark.asyncio
-SETUP = Setup(seed=0, tokenizer=None, heldout_prompts=1, deadline_s=1.0, workers=1)
+SETUP = Setup(seed=0, tokenizer=None, heldout_prompts=1, deadline_s=60.0, workers=1)
 
 
 async def play(environment: Environment, engine: Scripted, n: int = 1, max_tokens: int = 16) -> tuple[Trajectory, ...]:

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from services.cli import app
 from services.lag import clear_lag, read_lag, set_lag, with_server
 from shared.config import Config, load_config
-from shared.config.lag import LagSetting, ServerLag
+from shared.config.lag import LagSetting, ServerLag, to_wish
 from shared.config.load import dump_config
+from shared.config.transfer import TransferConfig
 from shared.control import ControlState, Latest
 from shared.errors import ConfigError, StreamError
 from shared.keys import Keys
@@ -131,3 +132,11 @@ def test_one_server_s_lag_leaves_the_others_as_they_are() -> None:
     changed = with_server(all_of_them, "r2", ServerLag(lag=1))
     assert str(changed) == "uniform:0:4, drawn again every 4 versions; r1: 3; r2: 1"
     assert with_server(with_server(changed, "r1", None), "r2", None).servers == {}
+
+
+def test_a_wish_that_the_wire_cannot_serve_is_not_what_is_asked_for(config: Config, control: ControlState) -> None:
+    control.wish_lag(to_wish(LagSetting(lag=8)).encode(), "ann")
+    wired = config.store.model_copy(update={"transfer": TransferConfig(kind="gloo")})
+    assert str(read_lag(config, control).setting) == "8"
+    found = read_lag(config.model_copy(update={"store": wired}), control)
+    assert (str(found.setting), found.by, found.at) == ("0", "", None)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from services.store_lag import show
+from services.store_lag import Requests, show
 from shared.errors import ConfigError
 
 
@@ -25,3 +25,20 @@ def test_what_is_foreseen_stands_beside_what_a_server_on_loopback_did(capsys: py
 def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--rate .*: write a number of bytes"):
         show("1MB", text, 1.0, 0, as_json=False)
+
+
+@pytest.mark.parametrize(
+    ("requests", "fetch_s", "lag"),
+    [
+        (Requests(), 10.0, 10),
+        (Requests(answer_s=0.5), 11.0, 11),  # five requests of 8 MiB, four at once
+        (Requests(answer_s=0.5, parts=40), 15.0, 15),
+        (Requests(answer_s=0.5, parts=40, parallel=40), 10.5, 11),
+    ],
+)
+def test_answers_take_their_time_beside_the_bytes(
+    capsys: pytest.CaptureFixture[str], requests: Requests, fetch_s: float, lag: int
+) -> None:
+    show("40MB", "4MB", 1.0, 0, True, requests)
+    found = json.loads(capsys.readouterr().out)["foreseen"]
+    assert (found["fetch_s"], found["lag_at_switch"]) == (pytest.approx(fetch_s), lag)

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import pytest
 from rich.console import Console
 
-from services import run_folder
+from services import run_folder, supervisor
+from services.children import KILLED_S
 from services.launch import Programs
 from services.outcome import Outcome
 from services.supervisor import LOOK_S, NAP_S, Supervisor
@@ -35,11 +36,13 @@ pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[2]
 FAKE = str(Path(__file__).with_name("fake_process.py"))
-GONE_S = 10.0
+PROMISED_S = 10.0  # from the first Ctrl-C until nothing is left
+GONE_S = 60.0  # on a machine that does other work too
 
 DRIVER = """
-import json, sys
+import json, os, sys
 from rich.console import Console
+from services import supervisor
 from services.launch import Programs
 from services.supervisor import Supervisor
 from services.terminal import PlainScreen
@@ -47,6 +50,7 @@ from shared.config import load_config
 from shared.errors import ConfigError
 from shared.process import StopFlag
 stop = StopFlag().install()
+supervisor.STOP_S = float(os.environ.get("STOP_S", supervisor.STOP_S))
 config = load_config(None, json.loads(sys.argv[1]), {})
 outcome = Supervisor(config, PlainScreen(Console()), stop, programs=Programs(**json.loads(sys.argv[2]))).run()
 print(outcome.reason)
@@ -176,14 +180,14 @@ def test_the_summary_of_a_run_whose_redis_dies_names_it_shortly_and_keeps_the_fl
     stack: Stack, drive: Callable[..., subprocess.Popen[str]]
 ) -> None:
     driver = drive(programs())
-    wait_for(lambda: read(stack.folder / "ready").count("stay") == 4, 20, "four processes")
+    wait_for(lambda: read(stack.folder / "ready").count("stay") == 4, 60, "four processes")
     rows.write_lines(stack.folder / "history.jsonl", [rows.step(1, [0], floor_max_nats=1e-6)])
     looked = connect(load_config(stack.folder / "config.yaml", (), {}))
-    wait_for(lambda: len(ControlState(looked, Keys("stack")).members()) == 4, 5, "four heartbeats")
+    wait_for(lambda: len(ControlState(looked, Keys("stack")).members()) == 4, 60, "four heartbeats")
     time.sleep(LOOK_S + NAP_S)  # one whole look of the supervisor's at them
     looked.close()
     os.kill(stack.pids()[-1], signal.SIGKILL)
-    shown, _ = driver.communicate(timeout=2 * GONE_S)
+    shown, _ = driver.communicate(timeout=GONE_S)
     summary = json.loads(read(stack.folder / "summary.json"))
     assert "redis was killed by SIGKILL; its last log lines" in shown
     assert "redis was killed by SIGKILL" in summary["finished_reason"]
@@ -209,7 +213,7 @@ def test_ctrl_c_stops_the_learner_first_and_redis_last(
     stack: Stack, drive: Callable[..., subprocess.Popen[str]]
 ) -> None:
     driver = drive(programs())
-    wait_for(lambda: read(stack.folder / "ready").count("stay") == 4, 20, "four processes")
+    wait_for(lambda: read(stack.folder / "ready").count("stay") == 4, 60, "four processes")
     driver.send_signal(signal.SIGINT)
     shown, _ = driver.communicate(timeout=GONE_S)
     assert driver.returncode == 128 + signal.SIGINT
@@ -222,36 +226,41 @@ def test_ctrl_c_stops_the_learner_first_and_redis_last(
     stack.assert_nothing_is_left()
 
 
-def test_ctrl_c_with_a_child_that_will_not_stop_takes_less_than_ten_seconds(
+def test_what_a_stop_waits_for_adds_up_to_less_than_was_promised() -> None:
+    """And a second for the kernel to end what was killed, which takes it milliseconds."""
+    assert supervisor.STOP_S + supervisor.REDIS_STOP_S + KILLED_S <= PROMISED_S
+
+
+def test_ctrl_c_with_a_child_that_will_not_stop_kills_it(
     stack: Stack, drive: Callable[..., subprocess.Popen[str]]
 ) -> None:
     driver = drive(programs(learner="stubborn"))
-    wait_for(lambda: "stubborn" in read(stack.folder / "ready"), 20, "the stubborn process")
-    began = time.monotonic()
+    wait_for(lambda: "stubborn" in read(stack.folder / "ready"), 60, "the stubborn process")
     driver.send_signal(signal.SIGTERM)
-    shown, _ = driver.communicate(timeout=2 * GONE_S)
-    assert time.monotonic() - began < GONE_S
+    shown, _ = driver.communicate(timeout=GONE_S)
     assert driver.returncode == 128 + signal.SIGTERM
     assert "learner did not stop in time and was killed" in shown
     stack.assert_nothing_is_left()
 
 
-def test_who_asks_twice_does_not_wait(stack: Stack, drive: Callable[..., subprocess.Popen[str]]) -> None:
+def test_who_asks_twice_does_not_wait(
+    stack: Stack, drive: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOP_S", "3600")
     driver = drive(programs(learner="stubborn"))
-    wait_for(lambda: "stubborn" in read(stack.folder / "ready"), 20, "the stubborn process")
+    wait_for(lambda: "stubborn" in read(stack.folder / "ready"), 60, "the stubborn process")
     driver.send_signal(signal.SIGINT)
     began = time.monotonic()
-    wait_for(lambda: time.monotonic() - began > 1.0, 2, "a second request")
+    wait_for(lambda: time.monotonic() - began > 1.0, 60, "a second request")
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=GONE_S)
-    assert time.monotonic() - began < 4.0
 
 
 def test_ctrl_c_while_the_small_model_is_made_leaves_nothing(
     stack: Stack, drive: Callable[..., subprocess.Popen[str]]
 ) -> None:
     driver = drive(programs(), f"model.path={stack.folder / 'tiny'}", "model.tiny={}")
-    wait_for((stack.folder / "logs" / "examples.jsonl").exists, 20, "the examples to be made")
+    wait_for((stack.folder / "logs" / "examples.jsonl").exists, 60, "the examples to be made")
     driver.send_signal(signal.SIGINT)
     shown, _ = driver.communicate(timeout=GONE_S)
     assert driver.returncode == 128 + signal.SIGINT
@@ -265,7 +274,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed(
     stack: Stack, drive: Callable[..., subprocess.Popen[str]]
 ) -> None:
     driver = drive(programs(learner="stubborn"))
-    wait_for(lambda: len(read(stack.folder / "ready").split()) == 4, 20, "four processes")
+    wait_for(lambda: len(read(stack.folder / "ready").split()) == 4, 60, "four processes")
     assert len(stack.pids()) == 9, "four processes, their children and Redis"
     driver.kill()
     stack.assert_nothing_is_left()
@@ -290,7 +299,7 @@ def test_without_rollout_servers_the_operator_is_told_how_to_start_one(
     stack: Stack, drive: Callable[..., subprocess.Popen[str]]
 ) -> None:
     driver = drive(programs(), "rollout.servers=0")
-    wait_for(lambda: read(stack.folder / "ready").count("stay") == 2, 20, "two processes")
+    wait_for(lambda: read(stack.folder / "ready").count("stay") == 2, 60, "two processes")
     time.sleep(LOOK_S + NAP_S)  # one whole look of the supervisor's
     driver.send_signal(signal.SIGINT)
     shown, _ = driver.communicate(timeout=GONE_S)

@@ -213,7 +213,7 @@ def test_what_a_server_gives_back_is_given_out_first_and_its_failures_are_counte
 
 def wait_for_leases_to_run_out(client: Client, keys: Keys, seconds: float) -> None:
     """Leases run out by Redis's clock: poll it."""
-    deadline = time.monotonic() + 10 * seconds
+    deadline = time.monotonic() + 60
     while True:
         now = client.time()
         if all(
@@ -257,7 +257,7 @@ def test_leases_of_the_dead_return_although_the_living_only_renew(
     dead, alive = server(client, keys, "dead", short), server(client, keys, "alive", short)
     assert dead.lease(3, 0).indices == (0, 1, 2)
     alive.lease(1, 0)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     next_request = 0.0
     while True:
         alive.renew()

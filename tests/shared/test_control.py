@@ -23,7 +23,7 @@ def test_a_component_is_seen_until_its_heartbeat_runs_out_and_gone_when_it_leave
     control.beat("learner", {"state": "training"}, ttl_s=30)
     control.beat("rollout:a", {"state": "generating"}, ttl_s=0.05)
     assert control.status_of("learner") == {"state": "training"}
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while control.status_of("rollout:a") is not None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -75,7 +75,7 @@ def test_a_claim_ends_with_its_time_or_with_its_claimer(control: ControlState) -
     control.request_evaluation(3)
     control.beat("a", {}, 30)
     assert control.claim_evaluation(3, 0.05, "a")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not control.claim_evaluation(3, 30, "b"):
         assert time.monotonic() < deadline
         time.sleep(0.01)

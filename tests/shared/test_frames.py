@@ -37,7 +37,7 @@ BOMBS = {
 def test_a_bomb_is_refused_in_little_time_and_memory(bomb: str) -> None:
     data = BOMBS[bomb]
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     try:
         with pytest.raises(DecodeError):
             decode_group(data)
@@ -45,7 +45,7 @@ def test_a_bomb_is_refused_in_little_time_and_memory(bomb: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 4 * 2**20, f"{peak:,} bytes for an input of {len(data):,}"
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10, "seconds of the processor"
 
 
 def test_what_a_frame_may_hold_bounds_what_its_reader_allocates() -> None:

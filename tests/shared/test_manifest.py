@@ -33,9 +33,13 @@ def test_a_good_one_comes_back() -> None:
 
 
 def test_a_manifest_of_an_earlier_release_is_read() -> None:
-    old = {key: value for key, value in GOOD.items() if key not in ("base", "depth")}
+    claims = ("epoch", "weights_of")
+    old = {key: value for key, value in GOOD.items() if key not in claims}
+    found = parse(unseal(seal(old).replace(b'"format": 3', b'"format": 2'), "here"), "here")
+    assert (found.epoch, found.weights_of) == (0, -1), "nothing is said"
+    old = {key: value for key, value in old.items() if key not in ("base", "depth")}
     old["files"] = [{"name": "model.safetensors", "size": 1, "sha256": "0" * 64}]
-    sealed = seal(old).replace(b'"format": 2', b'"format": 1')
+    sealed = seal(old).replace(b'"format": 3', b'"format": 1')
     assert parse(unseal(sealed, "here"), "here").files == [StoredFile("model.safetensors", 1, SHA)]
 
 
@@ -75,6 +79,7 @@ WRONG = [
     ("files", {}), ("files", [1]), ("files", [{"name": "a"}]), ("files.0.size", -1), ("files.0.size", "1"),
     ("files.0.checksum", "0"), ("files.0.checksum", 7), ("files.0.checksum", "0" * 64), ("files.0.checksum", "md5:00"),
     ("files.0.sha256", "0" * 64), ("files.0.size", 2**50), ("files", MANY),
+    ("epoch", -1), ("epoch", None), ("weights_of", 4), ("weights_of", -2), ("weights_of", "0"),
     ("base", 2), ("depth", 1), ("depth", -1), ("base", "2"), ("files.0.patch", PATCH), ("files.0.patch", 7),
     ("probe", []), ("probe.sequences", 3), ("probe.sequences.0", "abc"),
     ("probe.sequences.0.1", -1), ("probe.sequences.0.1", 2**31), ("probe.sequences.0.1", 1.0),

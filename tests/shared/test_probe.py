@@ -100,7 +100,7 @@ def test_the_command_ends_with_the_answer(endpoint: tuple[Probes, str]) -> None:
 
     def asked(*arguments: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "shared.probe", *arguments]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         return done.returncode, done.stdout.strip()
 
     assert asked(f"{address}/readyz") == (1, "503: starting")

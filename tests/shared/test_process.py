@@ -55,7 +55,7 @@ def test_whatever_ends_a_guarded_process_its_children_end_too(signum: signal.Sig
     child = read_pid(process)
     process.send_signal(signum)
     process.wait()
-    wait_until_gone(child, 5)
+    wait_until_gone(child, 60)
 
 
 def test_when_the_supervisor_is_killed_its_child_and_the_child_s_child_end() -> None:
@@ -64,8 +64,8 @@ def test_when_the_supervisor_is_killed_its_child_and_the_child_s_child_end() -> 
     grandchild = read_pid(supervisor)  # the child prints into the supervisor's output
     os.kill(supervisor.pid, signal.SIGKILL)
     supervisor.wait()
-    wait_until_gone(child, 5)
-    wait_until_gone(grandchild, 5)
+    wait_until_gone(child, 60)
+    wait_until_gone(grandchild, 60)
 
 
 def test_a_deadline_says_what_it_waited_for() -> None:

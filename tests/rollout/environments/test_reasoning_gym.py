@@ -9,7 +9,7 @@ from shared.types import Int32Array
 from tests.rollout.models import byte_tokenizer
 
 PARAMS = {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}
-SETUP = Setup(seed=0, tokenizer=byte_tokenizer(), heldout_prompts=8, deadline_s=1.0, workers=1)
+SETUP = Setup(seed=0, tokenizer=byte_tokenizer(), heldout_prompts=8, deadline_s=60.0, workers=1)
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from shared.config import load_config
-from shared.errors import StoreError
+from shared.errors import BrokenDownloadError, StoreError
 from shared.manifest import MANIFEST
 from shared.store import open_store
 from shared.store.mirror import MirroredStore
 from shared.store.pace import Pace
 from shared.store.remote import TRIES, Remote
-from tests.shared.store.versions import WEIGHTS, Weights, publish, publish_patch
+from tests.shared.store.versions import PROBE, WEIGHTS, Weights, publish, publish_patch
 
 PART = 1000  # bytes: the weights are five parts
 
@@ -104,8 +104,10 @@ def test_a_broken_download_goes_on_where_it_stopped(make: Make, weights: Weights
     publish(make("spool"), weights, 0)
     server = make("cache")
     link.broken = lambda path, start: path.endswith(WEIGHTS) and start >= 3 * PART
-    with pytest.raises(StoreError, match=f"version 0: {WEIGHTS} of mem://bucket: no answer \\(ConnectionResetError\\)"):
+    broken = f"version 0: {WEIGHTS} of mem://bucket: no answer \\(ConnectionResetError\\)"
+    with pytest.raises(BrokenDownloadError, match=broken) as caught:
         server.hold(0, "r0")
+    assert (caught.value.came, caught.value.missing) == (4, 2), "the small file and three parts of five came"
     came = {(start, end) for name, start, end in link.read if name == WEIGHTS and start < 3 * PART}
     assert len(came) == 3
     link.read.clear()
@@ -221,6 +223,25 @@ def test_a_publish_outlasts_a_line_that_breaks_for_a_moment(make: Make, weights:
     publish_patch(learner, weights, 1, 0)
     assert {"v00000001/manifest.json", "v00000000/manifest.json"} <= failed, "is it there? what is it a patch of?"
     assert learner.versions() == [0, 1]
+
+
+def test_each_piece_that_is_gone_is_told_while_a_version_is_uploaded(
+    make: Make, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow line is no standstill: /livez of the learner hears of it before the file is through."""
+    monkeypatch.setattr("shared.store.remote.CHUNK_BYTES", PART)
+    learner, weights = make("spool"), Weights(size=4998)
+    folder = learner.begin(0)
+    (folder / WEIGHTS).write_bytes(weights.at(0))
+    seen: list[int] = []
+    target = tmp_path / "bucket" / folder.name
+
+    def came() -> None:
+        seen.append(sum((target / name).exists() for name in (WEIGHTS, MANIFEST)))
+
+    learner.commit(0, -1, 0, PROBE, 1.0, came=came)
+    assert len(seen) >= 5 + 1 + 1 + 1, "five pieces, the end of the file, the manifest, its end"
+    assert seen.count(2) <= 2, "the manifest comes last"
 
 
 def test_a_publish_that_fails_is_taken_back_and_its_number_can_be_used(make: Make, weights: Weights) -> None:

@@ -90,8 +90,8 @@ def test_every_damage_to_the_manifest_is_found(store: PolicyStore) -> None:
     path.write_bytes(good[: len(good) // 2])
     with pytest.raises(StoreError, match="torn or not a manifest"):
         store.manifest(1)
-    path.write_bytes(good.replace(b'"format": 2', b'"format": 9'))
-    with pytest.raises(StoreError, match="format 9, this reader knows 2: upgrade"):
+    path.write_bytes(good.replace(b'"format": 3', b'"format": 9'))
+    with pytest.raises(StoreError, match="format 9, this reader knows 3: upgrade"):
         store.manifest(1)
 
 
