@@ -1,8 +1,10 @@
-"""A histogram of versions that takes a step's millions of tokens at once."""
+"""Histograms that take a step's millions of tokens at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client.core import HistogramMetricFamily
 
@@ -12,6 +14,28 @@ _NATS = tuple(part / 1024 for part in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 
 _NATS = (*_NATS, 1.5, 2.0, 4.0)
 LOG_RATIO_EDGES = (*(-edge for edge in reversed(_NATS)), *_NATS)
 """Between the 41 bins of a step's log ratios, nats: powers of two and one and a half of them, finer near 0."""
+
+
+class CountedHistogram:
+    """A histogram whose counts come already sorted into its bins."""
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._text = text
+        self._bounds = [str(float(bound)) for bound in bounds] + ["+Inf"]
+        self._held = [0] * len(self._bounds), 0.0  # counts and sum; replaced whole: a scrape reads in another thread
+
+    def observe(self, counts: Sequence[int], total: float) -> None:
+        """Adds so many values in each bin, and the sum of them; one that is not finite adds nothing."""
+        held, known = self._held
+        added = [before + more for before, more in zip(held, counts, strict=True)]
+        self._held = added, known + (total if math.isfinite(total) else 0.0)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """What prometheus_client asks for at every scrape."""
+        counts, total = self._held
+        buckets = list(zip(self._bounds, accumulate(counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=total)
 
 
 class VersionsHistogram:
