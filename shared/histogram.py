@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
@@ -17,25 +16,22 @@ LOG_RATIO_EDGES = (*(-edge for edge in reversed(_NATS)), *_NATS)
 
 
 class CountedHistogram:
-    """A histogram whose counts come already sorted into its bins."""
+    """A histogram whose counts come already sorted into its bins. Where a bound is negative it has no sum."""
 
     def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
         self._name = name
         self._text = text
         self._bounds = [str(float(bound)) for bound in bounds] + ["+Inf"]
-        self._held = [0] * len(self._bounds), 0.0  # counts and sum; replaced whole: a scrape reads in another thread
+        self._counts = [0] * len(self._bounds)  # replaced whole: a scrape reads in another thread
 
-    def observe(self, counts: Sequence[int], total: float) -> None:
-        """Adds so many values in each bin, and the sum of them; one that is not finite adds nothing."""
-        held, known = self._held
-        added = [before + more for before, more in zip(held, counts, strict=True)]
-        self._held = added, known + (total if math.isfinite(total) else 0.0)
+    def observe(self, counts: Sequence[int]) -> None:
+        """Adds so many values in each bin."""
+        self._counts = [before + more for before, more in zip(self._counts, counts, strict=True)]
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """What prometheus_client asks for at every scrape."""
-        counts, total = self._held
-        buckets = list(zip(self._bounds, accumulate(counts), strict=True))
-        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=total)
+        buckets = list(zip(self._bounds, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=None)
 
 
 class VersionsHistogram:

@@ -73,7 +73,8 @@ class Follower:
         tried = 0
         while not done:
             with self._changed:
-                self._changed.wait_for(lambda tried=tried: self._ending or self._final > tried)
+                while not self._ending and self._final <= tried:
+                    self._changed.wait()
                 done, tried = self._ending, self._final
             self._give(tried)
         if self._tracker is not None:

@@ -114,7 +114,7 @@ class LearnerMetrics:
             if value is not None:
                 gauge.set(value)
         self._observe_parts(record)
-        self.log_ratio.observe(record.log_ratio_counts, -record.k1 * sum(record.log_ratio_counts))
+        self.log_ratio.observe(record.log_ratio_counts)
         for arm, part in record.by_arm.items():
             self.arm_groups.labels(arm).inc(part["groups"])
         if record.skipped:
