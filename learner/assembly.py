@@ -13,6 +13,8 @@ from learner.publish import Publisher
 from learner.recorder import Recorder
 from learner.startup import Begin, abandon_lines, remember_buried, report_changes, restore
 from learner.step import make_optimizer
+from learner.trackers.base import Place
+from learner.trackers.follower import Follower
 from learner.transfer.publisher import WirePublisher
 from learner.transfer.start import connect_wire
 from shared.config import Config
@@ -39,6 +41,7 @@ def assemble(
     heartbeat: Heartbeat,
     metrics: LearnerMetrics,
     log: Logger,
+    place: Place | None,
 ) -> tuple[Parts, Begin]:
     """The parts of a learner that has this epoch, and where it begins: at the newest good checkpoint, if any."""
     files = RunFiles(config.run.folder)
@@ -57,6 +60,9 @@ def assemble(
     if checkpoint is not None:
         report_changes(checkpoint.state.config, config, log)
         log.info("restored", checkpoint=checkpoint.name, step=begin.step, abandoned_steps=abandoned)
+    tracking = Follower(place, config.run.folder, metrics, log) if place else None
+    if tracking is not None:
+        tracking.follow(begin.step)
     longest = min(LONGEST_PROBE, getattr(config.rollout.engine, "max_model_len", LONGEST_PROBE))
     kind = WirePublisher if config.store.transfer.kind != "files" else Publisher
     publisher = kind(store, control, reader, epoch, policy, longest, config.store, metrics, heartbeat.progress)
@@ -79,5 +85,6 @@ def assemble(
         heartbeat,
         metrics,
         log,
+        tracking,
     )
     return parts, begin

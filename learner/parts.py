@@ -14,6 +14,7 @@ from learner.patience import Patience
 from learner.provision import Provision
 from learner.publish import Publisher
 from learner.recorder import Recorder
+from learner.trackers.follower import Follower
 from shared.config import Config
 from shared.control import ControlState
 from shared.heartbeat import Heartbeat
@@ -42,3 +43,4 @@ class Parts:
     heartbeat: Heartbeat
     metrics: LearnerMetrics
     log: Logger
+    tracking: Follower | None = None

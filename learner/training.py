@@ -12,25 +12,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 
 from learner.announce import Announcer
+from learner.book import Book
 from learner.checkpoint import TrainingState, collect_tensors
 from learner.evaluations import Evaluations
-from learner.history import write_down
+from learner.examples import Decoder, examples_of
 from learner.intake import Held, Intake
 from learner.losses import Losses
 from learner.minibatches import Minibatch, next_steps, split
+from learner.pace import Clock
 from learner.parts import Parts
 from learner.records import step_record
-from learner.screening import Rules
+from learner.screening import Rules, length_and_reward
+from learner.split import Splitter
 from learner.staleness import parts_of_staleness
 from learner.startup import Begin, config_row
 from learner.step import take_step
 from shared.control import LEARNER
 from shared.errors import FencedError, TrainingError
-from shared.records import StepRecord
 from shared.stream import Backlog
 
 
@@ -39,6 +41,7 @@ class Training:
 
     def __init__(self, parts: Parts, begin: Begin) -> None:
         self.parts = parts
+        learner = parts.config.learner
         self.step = begin.step
         self.batches = begin.batches
         self.ledger = begin.ledger
@@ -51,20 +54,24 @@ class Training:
             parts.patience,
             parts.metrics,
             parts.log,
-            parts.config.learner.groups_per_batch,
+            learner.groups_per_batch,
             parts.config.group_bytes_bound,
             int(parts.config.admission.dead_letter_bytes),
             self.policy.select,
-            parts.config.learner.groups_per_batch * parts.config.admission.batches_held,
+            learner.groups_per_batch * parts.config.admission.batches_held,
         )
         self.announcer = Announcer(parts, begin.ledger, self.intake)
         self.losses = Losses(parts.files.lost, parts.metrics, parts.log)
-        self.records: list[StepRecord] = []  # of the batch, not yet written down
+        self.book = Book(
+            parts.files, parts.control, parts.epoch, parts.patience, parts.metrics, int(learner.examples_bytes)
+        )
+        self._splitter = Splitter(parts.config, parts.policy, parts.metrics, parts.log)
+        self._decoder = Decoder(parts.config.model.path, parts.log)
         self._skipped_in_a_row = 0
         self._steps_unpublished = 0  # that changed the weights
         self._batches_unpublished = 0
         self._batches_unsaved = 0
-        self._ready_since = time.monotonic()
+        self.clock = Clock()
         self._waited_for = False  # there were groups to train on when the backlog was read last
         self._read_nothing = False
 
@@ -121,28 +128,23 @@ class Training:
         parts.patience("settle claims", lambda: parts.reader.settle(len(claims), sorted(here)))
         parts.patience("count what was acknowledged", self.reopen)
 
-    def discount_wait(self) -> None:
-        """The time until now was not spent on waiting for groups."""
-        self._ready_since = time.monotonic()
-
     # -- train ----------------------------------------------------------------------------------
     def train(self, batch: Sequence[Held]) -> None:
         """All optimizer steps of one batch. Raises TrainingError after too many skipped ones in a row."""
         learner = self.parts.config.learner
-        waited = time.monotonic() - self._ready_since
+        self.clock.waited()
         minibatches = split(batch, learner, self.parts.config.run.seed, self.batches)
         self.parts.provision.begin_batch(minibatches)
         self.parts.recorder.follow(self.parts.patience("see what to record", self.parts.control.record_bytes))
         for minibatch, number in next_steps(minibatches, learner.passes):
             if not minibatch.ended:
-                self._one_step(minibatch, number, waited)
-                waited = 0.0
+                self._one_step(minibatch, number)
         self.batches += 1
         self._batches_unpublished += 1
         self._batches_unsaved += 1
-        self._ready_since = time.monotonic()
+        self.clock.ready()
 
-    def _one_step(self, minibatch: Minibatch, number: int, waited: float) -> None:
+    def _one_step(self, minibatch: Minibatch, number: int) -> None:
         """The optimizer step of a minibatch in its pass `number`, from 0."""
         parts, batch = self.parts, minibatch.step_batch
         last_pass = number == parts.config.learner.passes - 1
@@ -163,11 +165,17 @@ class Training:
         staleness = parts_of_staleness(batch, [h.latest for h in minibatch.held], self.lineage)
         applied = [] if outcome.skipped or not last_pass else [h.group.prompt_index for h in minibatch.held]
         version = self.lineage.latest
-        self.records.append(step_record(self.step, version, batch, staleness, outcome, applied, waited))
+        pace = self.clock.stepped(outcome.seconds, len(applied))
+        sample = self._splitter.of_step(self.step, batch, outcome.own, self.lineage)
+        record = step_record(self.step, version, batch, staleness, outcome, applied, pace, sample)
+        shown = parts.config.learner.examples_bytes > 0
+        self.book.add(record, examples_of(self.step, batch, outcome.own, self._decoder) if shown else ())
         if outcome.skipped:
             self._skip(minibatch, outcome.skipped)
             return
         parts.metrics.count_staleness(staleness.total, asdict(staleness))
+        if last_pass:
+            parts.metrics.count_trained(map(length_and_reward, batch.groups))
         self._skipped_in_a_row = 0
         self._steps_unpublished += 1
         for held in minibatch.held if last_pass else ():
@@ -209,12 +217,11 @@ class Training:
         self.publish_version(parent)
         if self.lineage.depth(self.lineage.latest) % self.parts.config.evaluation.every == 0:
             evaluations.request(self.lineage.latest)
-        if self.records:
-            self.records[-1] = replace(self.records[-1], publish_s=time.monotonic() - started)
+        self.book.published(time.monotonic() - started)
 
     def publish_version(self, parent: int) -> None:
         """Writes and announces the weights as the lineage's latest version."""
-        self.announcer.publish_version(self.lineage, parent, self.step, self.records)
+        self.announcer.publish_version(self.lineage, parent, self.step, self.book.records)
         self._batches_unpublished = self._steps_unpublished = 0
 
     def reopen(self) -> bool:
@@ -237,8 +244,7 @@ class Training:
     def record(self) -> None:
         """Writes down the steps of the batch. Raises FencedError where the run is another learner's."""
         self._check_epoch()
-        write_down(self.records, self.parts)
-        self.records = []
+        self.book.write()
 
     def _check_epoch(self) -> None:
         self.parts.patience("look at the epoch", lambda: self.parts.control.check_epoch(self.parts.epoch))
@@ -288,6 +294,8 @@ class Training:
         self.ledger.checkpointed()
         self._batches_unsaved = 0
         parts.metrics.checkpoints.inc()
+        if parts.tracking is not None:
+            parts.tracking.follow(self.step)
         parts.log.info("checkpoint", name=name, policy_version=self.lineage.latest)
 
     def delete_finished(self) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -138,6 +139,21 @@ def load_scripts(client: Client) -> None:
                 client.script_load(source)
         except redis.exceptions.NoPermissionError as error:
             raise StreamError("Redis does not hold the run's scripts yet: the learner loads them") from error
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a Redis."""
+
+    used: int
+    limit: int  # maxmemory; 0: none
+
+
+def memory_of(client: Client) -> Memory:
+    """What the server uses, and what it may. Raises StreamError."""
+    with translated():
+        info = client.info("memory")
+    return Memory(int(info["used_memory"]), int(info["maxmemory"]))
 
 
 class Script:
