@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.control import ControlState
+from shared.keys import Keys
+from shared.redis_client import Client
+from shared.wishes import Wishes
 
 KIND = "rollout"
 
@@ -31,9 +34,9 @@ class Server:
         return str(self.values.get("state", "")) if self.alive else "no heartbeat"
 
 
-def read_servers(control: ControlState) -> list[Server]:
+def read_servers(client: Client, keys: Keys) -> list[Server]:
     """Every rollout server that did not leave in order, by its id. Raises StreamError."""
-    draining = control.draining()
+    control, draining = ControlState(client, keys), Wishes(client, keys).draining()
     found = []
     for component, values in control.members().items():
         kind, _, server_id = component.partition(":")

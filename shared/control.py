@@ -17,8 +17,8 @@ from shared.errors import DataLossError, FencedError, StreamError
 from shared.history import History
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
+from shared.wishes import ADMISSION, EVENT_ROWS, Wish, Wishes, event_row
 
-EVENT_ROWS = 5_000
 LEARNER = "learner"
 COPY = "="  # behind a parent: the version has that one's weights
 
@@ -202,9 +202,9 @@ class ControlState:
 
     def add_event(self, kind: str, text: str, by: str) -> None:
         """Records that something happened."""
-        row = {"kind": kind, "text": text, "by": by, "at": time.time()}
         with translated():
-            self._client.xadd(self._keys.events, {"row": json.dumps(row)}, maxlen=EVENT_ROWS, approximate=True)
+            row = {"row": event_row(kind, text, by)}
+            self._client.xadd(self._keys.events, row, maxlen=EVENT_ROWS, approximate=True)
 
     def events(self, last: int = 50) -> list[dict[str, Any]]:
         """The newest events, newest first."""
@@ -284,10 +284,13 @@ class ControlState:
             return LagWish()
         return LagWish(text, (by or b"").decode(errors="replace")[: untrusted.MAX_TEXT], untrusted.seconds(at))
 
-    def draining(self) -> set[str]:
-        """Ids of the rollout servers that are to take no new groups."""
-        with translated():
-            return {name.decode(errors="replace") for name in self._client.hkeys(self._keys.draining)}
+    def wish_admission(self, text: bytes, by: str, instead_of: bytes | None = None) -> bool:
+        """Asks for other budgets, as `Budgets.wish` writes them; see `Wishes.make`."""
+        return Wishes(self._client, self._keys).make(ADMISSION, text, by, instead_of=instead_of)
+
+    def admission_wish(self) -> Wish:
+        """The budgets that somebody wants; `shared.budgets` reads them."""
+        return Wishes(self._client, self._keys).read(ADMISSION)[0]
 
     # -- evaluation -----------------------------------------------------------------------------
     def request_evaluation(self, policy_version: int) -> None:

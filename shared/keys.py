@@ -117,13 +117,18 @@ class Keys:
 
     @property
     def desired(self) -> str:
-        """Hash: what the operator wants (paused, record_bytes, lag with lag_by and lag_at)."""
+        """Hash: what the operator wants (paused, record_bytes; lag, admission and objective with _by and _at)."""
         return self._key("desired")
 
     @property
     def draining(self) -> str:
         """Hash: server_id -> who wants it to take no new groups, and since when."""
         return self._key("draining")
+
+    @property
+    def requeues(self) -> str:
+        """Hash: dead letter id -> who wants it back in the stream, and since when; the learner sees to it."""
+        return self._key("requeues")
 
     @property
     def members(self) -> str:

@@ -20,12 +20,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.control_plane import autoscale, problems, schemas
 from services.control_plane.access import tokens_of
+from services.control_plane.admission import add_admission
 from services.control_plane.counting import Counting
 from services.control_plane.events import add_events
 from services.control_plane.guard import Guard
 from services.control_plane.lag import add_lag
 from services.control_plane.live import Live, add_live
-from services.control_plane.resources import LOOK, OPERATE, Here, Resources, State, There
+from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, State, There
 from services.control_plane.series import add_series
 from services.control_plane.servers import add_servers
 from services.status import RunStatus, read_status
@@ -83,7 +84,7 @@ def create_app(config: Config) -> FastAPI:
     _add_page(app)
     _add_probes(app)
     _add_api(app)
-    for add in (add_lag, add_series, add_servers, add_events, add_live):
+    for add in (add_lag, add_admission, add_series, add_servers, add_events, add_live):
         add(app)
     return app
 
@@ -146,7 +147,7 @@ def _wish(here: Resources, paused: bool) -> schemas.Paused:
         if changed:
             here.control.set_paused(paused)
             kind, text = ("pause", "the run is to stand still") if paused else ("resume", "the run is to go on")
-            here.control.add_event(kind, text, by="operator")
+            here.control.add_event(kind, text, by=BY)
     return schemas.Paused(paused=paused, changed=changed)
 
 

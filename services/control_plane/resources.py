@@ -22,6 +22,7 @@ LOOK: dict[str, Any] = {
     "dependencies": [Security(HTTPBearer(auto_error=False, description="One of the two tokens."))],
     "responses": problems.CLOSED,
 }
+BY = "operator"  # who wants what is asked for with the token that may operate
 OPERATE = LOOK | {"responses": problems.CLOSED | problems.WISHES}
 
 

@@ -1,15 +1,17 @@
-"""Rollout servers over HTTP: what each does."""
+"""Rollout servers over HTTP: what each does, draining one, and taking it off the list."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Path
 from starlette.exceptions import HTTPException
 
-from services.control_plane.resources import LOOK, Run, There
-from services.control_plane.schemas import Answer, Number
+from services.control_plane import problems
+from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, Run, There
+from services.control_plane.schemas import Answer, Number, Problem
 from services.fleet import Server, read_servers
+from shared.wishes import Wishes, incarnation
 
 
 class Floor(Answer):
@@ -68,6 +70,32 @@ class Servers(Answer):
     servers: list[ServerAnswer]
 
 
+class Drained(Answer):
+    """What is wanted of a server."""
+
+    server_id: str
+    draining: bool
+    """It finishes what it has, takes nothing new, and then holds no lease."""
+    changed: bool
+    """False where that was wanted already."""
+
+
+class Removed(Answer):
+    """What became of a server that is to leave."""
+
+    server_id: str
+    gone: bool
+    """True: it is off the list. False: it lives, and leaves as soon as it hears of it."""
+
+
+NOT_DRAINED: dict[str, Any] = OPERATE | {
+    "responses": OPERATE["responses"]
+    | {
+        404: {"model": Problem, "description": "There is no such server."},
+        409: {"model": Problem, "description": "The server lives and has not drained, or too many drain."},
+    }
+}
+ONE = LOOK | {"responses": LOOK["responses"] | {404: {"model": Problem, "description": "There is no such server."}}}
 ServerId = Annotated[str, Path(pattern=r"^[!-~]{1,200}$", description="Of `/v1/servers`.")]
 
 
@@ -78,17 +106,50 @@ def add_servers(app: FastAPI) -> None:
     def servers(there: There) -> Servers:
         """What each serves, how far behind, how exactly, and what it does."""
         newest = _newest(there)
-        return Servers(servers=[_answer(server, newest) for server in read_servers(there.control)])
+        return Servers(servers=[_answer(server, newest) for server in read_servers(there.client, there.keys)])
 
-    @app.get("/v1/servers/{server_id}", tags=["servers"], summary="One rollout server", **LOOK)
+    @app.get("/v1/servers/{server_id}", tags=["servers"], summary="One rollout server", **ONE)
     def server(there: There, server_id: ServerId) -> ServerAnswer:
         """The same of one alone."""
         return _answer(found(there, server_id), _newest(there))
 
+    @app.post("/v1/servers/{server_id}/drain", tags=["operator"], summary="Take nothing new", **NOT_DRAINED)
+    def drain(here: Here, same_site: problems.SameSite, no_body: problems.NoBody, server_id: ServerId) -> Drained:
+        """It finishes the groups that it has and takes no new ones, across restarts too. May be repeated."""
+        found(here, server_id)
+        changed = Wishes(here.client, here.keys).drain(server_id, BY, True)
+        return Drained(server_id=server_id, draining=True, changed=changed)
 
-def found(there: Run, server_id: str) -> Server:
+    @app.post("/v1/servers/{server_id}/undrain", tags=["operator"], summary="Take groups again", **NOT_DRAINED)
+    def undrain(here: Here, same_site: problems.SameSite, no_body: problems.NoBody, server_id: ServerId) -> Drained:
+        """Ends a drain. May be repeated."""
+        wishes = Wishes(here.client, here.keys)
+        if server_id not in wishes.draining():
+            found(here, server_id)
+        return Drained(server_id=server_id, draining=False, changed=wishes.drain(server_id, BY, False))
+
+    @app.delete("/v1/servers/{server_id}", tags=["operator"], summary="Take off the list", **NOT_DRAINED)
+    def remove(here: Here, same_site: problems.SameSite, no_body: problems.NoBody, server_id: ServerId) -> Removed:
+        """A dead one is forgotten: leases that it held run out. One that lives has to be drained, and then ends."""
+        return _remove(here, found(here, server_id))
+
+
+def _remove(here: Resources, server: Server) -> Removed:
+    wishes, name = Wishes(here.client, here.keys), server.server_id
+    if not server.alive:
+        wishes.removed(name, BY)
+        return Removed(server_id=name, gone=True)
+    if not server.drained:
+        raise HTTPException(
+            409, f"{name} lives and works: POST /v1/servers/{name}/drain first, and wait until /v1/servers says drained"
+        )
+    wishes.dismiss(name, incarnation(server.values), BY)
+    return Removed(server_id=name, gone=False)
+
+
+def found(there: Run | Resources, server_id: str) -> Server:
     """The server of this id. Raises HTTPException where there is none."""
-    for server in read_servers(there.control):
+    for server in read_servers(there.client, there.keys):
         if server.server_id == server_id:
             return server
     raise HTTPException(404, f"there is no rollout server {server_id}; /v1/servers lists those that there are")

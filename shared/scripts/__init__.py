@@ -19,6 +19,7 @@ from shared.scripts.letters import DEAD_LETTER, REQUEUE
 from shared.scripts.recovery import CLAIM_LOST, RESTORE, RESTORE_PARENTS, SETTLE_CLAIMS
 from shared.scripts.stream import APPEND, DELETE, RELEASE
 from shared.scripts.transfer import ANSWER_TRANSFER, CALL_TRANSFER, WANT_FILES
+from shared.scripts.wishes import MARK, WISH
 
 __all__ = [
     "ADD_HISTORY",
@@ -34,6 +35,7 @@ __all__ = [
     "GIVE_BACK",
     "HEARTBEAT",
     "LEASE",
+    "MARK",
     "RELEASE",
     "RELEASE_EVALUATION",
     "RENEW",
@@ -45,6 +47,7 @@ __all__ = [
     "SETTLE_CLAIMS",
     "SET_PHASE",
     "WANT_FILES",
+    "WISH",
     "WISH_LAG",
 ]
 
