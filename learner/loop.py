@@ -7,6 +7,7 @@ import socket
 import time
 from contextlib import suppress
 
+from learner.adjust import Adjusted
 from learner.checkpoint import CheckpointStore
 from learner.ending import await_evaluation, save_model
 from learner.evaluations import Evaluations
@@ -182,6 +183,7 @@ class Learner:
                 self.metrics,
                 self.log,
                 history,
+                Adjusted(config, self._client, objectives, self._patiently, self.heartbeat, self.log),
             ),
             begin,
         )
@@ -200,6 +202,7 @@ class Learner:
             return False
         self._look_at_evaluations()
         self._answer_wish_for_files()
+        self.training.parts.adjusted.hear(self.training.step)
         if self._paused() or not self._collected():
             return True
         training = self.training
