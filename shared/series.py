@@ -5,11 +5,11 @@
         `---> hours    the same                               blocks of a day
 
 What is open (the minute, the hour, the steps since the last whole block) is kept apart until it is whole, so that a
-step writes its own numbers and no block of them. A block is a hash: series -> packed cells, the first cell being that of the
-block's first step, minute or hour, so that a series over a month is some thirty short strings. A series is the name of
-a number (`token_ess`, `by_staleness.token_ess`) and, where it is one of many, `|` and its label. Cells are written by
-`scripts.ADD_HISTORY` (the learner, fenced by its epoch) and `scripts.SAMPLE` (rollout servers; any control plane, once
-for each stretch of time). The oldest blocks go first.
+step writes its own numbers and no block of them. A block is a hash: series -> packed cells, the first cell being
+that of the block's first step, minute or hour, so that a series over a month is some thirty short strings. A series
+is the name of a number (`token_ess`, `by_staleness.token_ess`) and, where it is one of many, `|` and its label.
+Cells are written by `scripts.ADD_HISTORY` (the learner, fenced by its epoch) and `scripts.SAMPLE` (rollout servers;
+any control plane, once for each stretch of time). The oldest blocks go first.
 """
 
 from __future__ import annotations
@@ -149,15 +149,18 @@ class Series:
     def read(self, tier: Tier, names: Sequence[str], blocks: Sequence[int]) -> dict[str, Cells]:
         """These series over these blocks, and what is open: what is closed meanwhile is read twice and counts once."""
         opened = self.open_rows() if tier == "steps" else []
+        keys = [self._block(tier, block) for block in blocks]
         with translated(), self._client.pipeline(transaction=False) as pipe:
-            pipe.hmget(self._block(tier, "open"), ["", *names]) if tier != "steps" else pipe.echo("")
-            for block in blocks:
-                pipe.hmget(self._block(tier, block), names)
-            first, *found = pipe.execute()
+            if tier != "steps":
+                pipe.hmget(self._block(tier, "open"), ["", *names])
+            for key in keys:
+                pipe.hmget(key, names)
+            found = pipe.execute()
         starts = [block * WIDTH[tier] for block in blocks]
         if tier != "steps":
-            starts.append(int(first[0] or 0))
-            found.append(first[1:])
+            number, *cells = found.pop(0)
+            starts.append(int(number or 0))
+            found.append(cells)
         elif opened:
             starts.append(opened[0][0])
             found.append([_column(name, opened) for name in names])
