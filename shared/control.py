@@ -99,6 +99,11 @@ class ControlState:
             value = self._client.get(self._keys.heartbeat(component))
         return untrusted.heartbeat(value) if value else None
 
+    def is_member(self, component: str) -> bool:
+        """True for a component that has sent a heartbeat and not left, alive or not."""
+        with translated():
+            return bool(self._client.sismember(self._keys.members, component))
+
     # -- the learner's word ---------------------------------------------------------------------
     def take_epoch(self) -> int:
         """A new learner epoch; every learner with an older one is fenced from now on."""

@@ -29,7 +29,7 @@ from services.control_plane.lag import add_lag
 from services.control_plane.letters import add_letters
 from services.control_plane.live import Live, add_live
 from services.control_plane.objective import add_objective
-from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, Run, State, There
+from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, Run, State, There, written
 from services.control_plane.runs import add_runs
 from services.control_plane.series import add_series
 from services.control_plane.servers import add_servers
@@ -135,19 +135,19 @@ def _add_probes(app: FastAPI) -> None:
 
 
 def _add_api(app: FastAPI) -> None:
-    @app.get("/v1/status", tags=["run"], summary="Where the run stands", **LOOK)
-    def status(there: There) -> schemas.Status:
+    @app.get("/v1/status", tags=["run"], summary="Where the run stands", response_model=schemas.Status, **LOOK)
+    def status(there: There) -> Response:
         """Phase, versions, processes, backlog, the newest step, evaluations and events."""
-        return schemas.status_answer(read_status(there.client, there.keys), there.config)
+        return written(schemas.status_answer(read_status(there.client, there.keys), there.config))
 
-    @app.get("/v1/history", tags=["run"], summary="Step records", **LOOK)
+    @app.get("/v1/history", tags=["run"], summary="Step records", response_model=schemas.History, **LOOK)
     def history(
         there: There,
         last: Annotated[int, Query(ge=1, le=20_000, description="How many of the newest steps.")] = 1000,
-    ) -> schemas.History:
+    ) -> Response:
         """The newest optimizer steps, oldest first."""
         rows = there.control.history(last=last)
-        return schemas.History(steps=[schemas.Step.model_validate(row) for row in rows])
+        return written(schemas.History(steps=[schemas.Step.model_validate(row) for row in rows]))
 
     @app.post("/v1/pause", tags=["operator"], summary="Stand still", **OPERATE)
     def pause(here: Here, same_site: problems.SameSite, no_body: problems.NoBody) -> schemas.Paused:
