@@ -79,7 +79,7 @@ class Announcer:
 
     def _admit(self, records: Sequence[StepRecord]) -> Allowance:
         """What the policy allows, given the steps since the version before."""
-        most = self._parts.config.admission.max_staleness + 1
+        most = self._parts.adjusted.budgets.max_staleness + 1
         skipped = any(record.skipped for record in records)
         ess = math.nan if skipped else min((record.token_ess for record in records), default=None)
         allowance = self._policy.admit(Trust(most, self._credit, ess))

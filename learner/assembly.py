@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from learner.adjust import Adjusted
 from learner.checkpoint import CheckpointStore
 from learner.files import RunFiles
 from learner.model import PolicyModel, choose_device
@@ -20,6 +21,7 @@ from learner.transfer.start import connect_wire
 from shared.config import Config
 from shared.control import ControlState
 from shared.heartbeat import Heartbeat
+from shared.history import History
 from shared.keys import Keys
 from shared.log import Logger
 from shared.metrics import LearnerMetrics
@@ -55,6 +57,8 @@ def assemble(
     reader = GroupReader(client, Keys(config.run.id), epoch)
     remember_buried(begin.ledger, patiently("read what is buried", reader.buried))
     abandoned = abandon_lines(files, begin)
+    history = History(client, Keys(config.run.id), int(config.control_plane.history_bytes))
+    patiently("take back abandoned steps", lambda: history.rewind(begin.step, epoch))
     recorder = Recorder(config, epoch, log)
     recorder.begin(begin.step)
     if checkpoint is not None:
@@ -85,6 +89,8 @@ def assemble(
         heartbeat,
         metrics,
         log,
+        history,
+        Adjusted(config, client, objectives, patiently, heartbeat, log),
         tracking,
     )
     return parts, begin

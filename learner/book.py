@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from learner.files import RunFiles, finite, plain
 from learner.patience import Patience
 from shared.control import ControlState
+from shared.history import History
 from shared.metrics import LearnerMetrics
 from shared.records import StepRecord
 
@@ -22,6 +24,7 @@ class Book:
         self,
         files: RunFiles,
         control: ControlState,
+        history: History,
         epoch: int,
         patience: Patience,
         metrics: LearnerMetrics,
@@ -29,6 +32,7 @@ class Book:
     ) -> None:
         self._files = files
         self._control = control
+        self._history = history
         self._epoch = epoch
         self._patience = patience
         self._metrics = metrics
@@ -52,20 +56,9 @@ class Book:
             row = plain(record)
             self._metrics.observe(record)
             self._files.history.append(row)
-            self._add_history(row)
+            self._patience.tell("add to the history", partial(self._history.add, row, self._epoch))
             self._add_examples(record.step, examples)
         self.records, self._examples = [], []
-
-    def _add_history(self, row: Row) -> None:
-        tries: list[int] = []
-
-        def add_once() -> None:
-            tries.append(1)
-            rows = self._control.history(last=1) if len(tries) > 1 else []
-            if rows[-1:] != [row]:  # an earlier try may have come through without its answer
-                self._control.add_history(row, self._epoch)
-
-        self._patience.tell("add to the history", add_once)
 
     def _add_examples(self, step: int, examples: Sequence[Row]) -> None:
         rows = [finite(example) for example in examples]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from learner.adjust import Adjusted
 from learner.checkpoint import CheckpointStore
 from learner.files import RunFiles
 from learner.model import PolicyModel
@@ -18,6 +19,7 @@ from learner.trackers.follower import Follower
 from shared.config import Config
 from shared.control import ControlState
 from shared.heartbeat import Heartbeat
+from shared.history import History
 from shared.log import Logger
 from shared.metrics import LearnerMetrics
 from shared.stream import GroupReader
@@ -43,4 +45,6 @@ class Parts:
     heartbeat: Heartbeat
     metrics: LearnerMetrics
     log: Logger
+    history: History
+    adjusted: Adjusted
     tracking: Follower | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -58,6 +58,7 @@ def step_record(
     outcome: StepOutcome,
     applied: Sequence[int],
     pace: Pace,
+    settings: Mapping[str, float],
     split: Split | None = None,
 ) -> StepRecord:
     """The record of one step; what publishing took is filled in later."""
@@ -78,6 +79,7 @@ def step_record(
         truncated_share=sum(t.finish_reason == "length" for t in trajectories) / len(trajectories),
         log_ratio_counts=outcome.statistics.sketch.counts_between(LOG_RATIO_EDGES).tolist(),
         lags=dict(Counter(group.arm or str(group.lag) for group in batch.groups)),
+        settings=dict(settings),
         publish_s=0.0,
         shadows=[asdict(shadow) for shadow in outcome.shadows],
         engine_nats=split.engine_nats if split else None,

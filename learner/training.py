@@ -63,7 +63,13 @@ class Training:
         self.announcer = Announcer(parts, begin.ledger, self.intake)
         self.losses = Losses(parts.files.lost, parts.metrics, parts.log)
         self.book = Book(
-            parts.files, parts.control, parts.epoch, parts.patience, parts.metrics, int(learner.examples_bytes)
+            parts.files,
+            parts.control,
+            parts.history,
+            parts.epoch,
+            parts.patience,
+            parts.metrics,
+            int(learner.examples_bytes),
         )
         self._splitter = Splitter(parts.config, parts.policy, parts.metrics, parts.log)
         self._decoder = Decoder(parts.config.model.path, parts.log)
@@ -155,8 +161,8 @@ class Training:
             parts.policy,
             parts.optimizer,
             batch,
-            parts.objectives,
-            parts.config.learner,
+            parts.adjusted.objectives,
+            parts.adjusted.learner,
             self.step,
             beyond=parts.provision.of_pass(minibatch, number),
             drawn_by=drawn_by,
@@ -167,7 +173,9 @@ class Training:
         version = self.lineage.latest
         pace = self.clock.stepped(outcome.seconds, len(applied))
         sample = self._splitter.of_step(self.step, batch, outcome.own, self.lineage)
-        record = step_record(self.step, version, batch, staleness, outcome, applied, pace, sample)
+        record = step_record(
+            self.step, version, batch, staleness, outcome, applied, pace, parts.adjusted.settings, sample
+        )
         shown = parts.config.learner.examples_bytes > 0
         self.book.add(record, examples_of(self.step, batch, outcome.own, self._decoder) if shown else ())
         if outcome.skipped:
@@ -269,10 +277,10 @@ class Training:
             waiting: for groups: then only servers that cannot get byte credit count, not a stream half full.
 
         """
-        config = self.parts.config
-        free = config.admission.max_bytes - backlog.bytes
+        config, most = self.parts.config, self.parts.adjusted.budgets.max_bytes
+        free = most - backlog.bytes
         starved = free // config.group_bytes_bound <= backlog.leased
-        half_full = backlog.bytes > config.admission.max_bytes // 2
+        half_full = backlog.bytes > most // 2
         return self.ledger.waiting_entries > 0 and (starved or (half_full and not waiting))
 
     def write_checkpoint(self) -> None:

@@ -17,6 +17,7 @@ from shared.metrics import RolloutMetrics
 from shared.redis_client import connect
 from shared.stream import GroupWriter
 from shared.transfer import Transfers
+from shared.wishes import Wishes
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Parts:
     patience: Patience
     transfers: Transfers
     busy: Busy
+    wishes: Wishes
     stages: dict[str, float] = field(default_factory=dict)  # what the parts of the newest sync took, seconds
 
     @classmethod
@@ -63,6 +65,7 @@ class Parts:
             patience=Patience(status, log, metrics.redis),
             transfers=Transfers(client, keys),
             busy=Busy(metrics),
+            wishes=Wishes(client, keys),
         )
 
     async def record(self, kind: str, text: str) -> None:

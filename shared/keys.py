@@ -1,8 +1,11 @@
-"""Every Redis key of a run. All of them share one hash tag, so they live in one cluster slot."""
+"""Every Redis key. Those of a run share one hash tag, so they live in one cluster slot."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+RUNS = "trustbatch:runs"
+"""Hash, the only key of no run: run id -> JSON of when its learner was last started, and for how many steps."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,18 @@ class Keys:
 
     @property
     def desired(self) -> str:
-        """Hash: what the operator wants (paused, record_bytes, lag with lag_by and lag_at)."""
+        """Hash: what the operator wants (paused, record_bytes; lag, admission and objective with _by and _at)."""
         return self._key("desired")
+
+    @property
+    def draining(self) -> str:
+        """Hash: server_id -> who wants it to take no new groups, and since when."""
+        return self._key("draining")
+
+    @property
+    def requeues(self) -> str:
+        """Hash: dead letter id -> who wants it back in the stream, and since when; the learner sees to it."""
+        return self._key("requeues")
 
     @property
     def members(self) -> str:
@@ -136,7 +149,7 @@ class Keys:
 
     @property
     def history(self) -> str:
-        """Capped stream: one JSON row a step."""
+        """Stream, bounded in bytes: one JSON row a step."""
         return self._key("history")
 
     @property
@@ -148,6 +161,20 @@ class Keys:
     def examples_bytes(self) -> str:
         """Integer: bytes of the rows in it."""
         return self._key("examples_bytes")
+
+    @property
+    def series(self) -> str:
+        """Hash: the books of the rows' numbers by series: bytes of every block (TIER:NUMBER), and of each tier."""
+        return self._key("series")
+
+    @property
+    def fleet(self) -> str:
+        """Hash: the same for the numbers of rollout servers, and the last sample of them."""
+        return self._key("fleet")
+
+    def block(self, books: str, tier: str, number: int) -> str:
+        """Hash: series -> packed numbers of one stretch of time; `books` is `series` or `fleet`."""
+        return f"{books}:{tier}:{number}"
 
     @property
     def events(self) -> str:

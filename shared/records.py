@@ -68,6 +68,7 @@ class StepRecord:
     grad_norm: float
     update_norm: float | None  # L2 of the weights' change; None where they did not change
     learning_rate: float
+    settings: dict[str, float]  # that operators may change: max_staleness, max_bytes, learning_rate_factor, knobs
     skipped: str  # '' or why no optimizer step was taken
     wait_s: float  # waited for groups
     compute_s: float  # forward, backward, optimizer

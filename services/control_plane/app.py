@@ -6,23 +6,34 @@ never on the event loop.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.control_plane import autoscale, problems, schemas
 from services.control_plane.access import tokens_of
+from services.control_plane.admission import add_admission
+from services.control_plane.counting import Counting
+from services.control_plane.events import add_events
 from services.control_plane.guard import Guard
 from services.control_plane.lag import add_lag
-from services.control_plane.resources import LOOK, OPERATE, Here, Resources, State
+from services.control_plane.letters import add_letters
+from services.control_plane.live import Live, add_live
+from services.control_plane.objective import add_objective
+from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, Run, State, There, written
+from services.control_plane.runs import add_runs
+from services.control_plane.series import add_series
+from services.control_plane.servers import add_servers
+from services.sampler import SLOT_S, Sampler
 from services.status import RunStatus, read_status
 from shared.config import Config
 from shared.errors import StreamError
@@ -33,7 +44,6 @@ from shared.redis_client import connect, memory_of, server_version
 REDIS_TIMEOUT_S = 2.0
 PAGE = Path(__file__).with_name("index.html")
 KINDS = ("learner", "rollout", "control-plane")
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -41,6 +51,18 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+SUBJECTS = (
+    add_lag,
+    add_admission,
+    add_objective,
+    add_series,
+    add_servers,
+    add_events,
+    add_letters,
+    add_runs,
+    add_live,
+)
 
 DESCRIPTION = """Where a training run stands, and what its operator wants of it.
 
@@ -56,7 +78,11 @@ def create_app(config: Config) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         client = connect(config, timeout_s=REDIS_TIMEOUT_S)
         metrics = ControlPlaneMetrics()
+        sampling = asyncio.create_task(
+            _sample(Sampler(client, Keys(config.run.id), config.control_plane.history_bytes))
+        )
         yield {"resources": Resources(config, client, Keys(config.run.id), metrics, PAGE.read_text())}
+        sampling.cancel()
         client.close()
 
     app = FastAPI(
@@ -72,11 +98,13 @@ def create_app(config: Config) -> FastAPI:
     )
     problems.install(app)
     app.add_middleware(Guard, tokens=tokens, per_minute=config.control_plane.requests_per_minute)
-    app.middleware("http")(_count)
+    app.add_middleware(Counting)
+    app.state.live = Live(_status_text)
     _add_page(app)
     _add_probes(app)
     _add_api(app)
-    add_lag(app)
+    for add in SUBJECTS:
+        add(app)
     return app
 
 
@@ -107,19 +135,19 @@ def _add_probes(app: FastAPI) -> None:
 
 
 def _add_api(app: FastAPI) -> None:
-    @app.get("/v1/status", tags=["run"], summary="Where the run stands", **LOOK)
-    def status(here: Here) -> schemas.Status:
+    @app.get("/v1/status", tags=["run"], summary="Where the run stands", response_model=schemas.Status, **LOOK)
+    def status(there: There) -> Response:
         """Phase, versions, processes, backlog, the newest step, evaluations and events."""
-        return schemas.status_answer(read_status(here.client, here.keys), here.config)
+        return written(schemas.status_answer(read_status(there.client, there.keys), there.config))
 
-    @app.get("/v1/history", tags=["run"], summary="Step records", **LOOK)
+    @app.get("/v1/history", tags=["run"], summary="Step records", response_model=schemas.History, **LOOK)
     def history(
-        here: Here,
+        there: There,
         last: Annotated[int, Query(ge=1, le=20_000, description="How many of the newest steps.")] = 1000,
-    ) -> schemas.History:
+    ) -> Response:
         """The newest optimizer steps, oldest first."""
-        rows = here.control.history(last=last)
-        return schemas.History(steps=[schemas.Step.model_validate(row) for row in rows])
+        rows = there.control.history(last=last)
+        return written(schemas.History(steps=[schemas.Step.model_validate(row) for row in rows]))
 
     @app.post("/v1/pause", tags=["operator"], summary="Stand still", **OPERATE)
     def pause(here: Here, same_site: problems.SameSite, no_body: problems.NoBody) -> schemas.Paused:
@@ -132,13 +160,25 @@ def _add_api(app: FastAPI) -> None:
         return _wish(here, paused=False)
 
 
+async def _sample(sampler: Sampler) -> None:
+    """Takes its turn for as long as the application runs; what Redis does not answer now is the next turn's."""
+    while True:
+        with suppress(StreamError):
+            await asyncio.to_thread(sampler.sample)
+        await asyncio.sleep(SLOT_S / 2)
+
+
+def _status_text(run: Run) -> str:
+    return schemas.status_answer(read_status(run.client, run.keys), run.config).model_dump_json()
+
+
 def _wish(here: Resources, paused: bool) -> schemas.Paused:
     with here.wish:
         changed = here.control.paused() != paused
         if changed:
             here.control.set_paused(paused)
             kind, text = ("pause", "the run is to stand still") if paused else ("resume", "the run is to go on")
-            here.control.add_event(kind, text, by="operator")
+            here.control.add_event(kind, text, by=BY)
     return schemas.Paused(paused=paused, changed=changed)
 
 
@@ -184,16 +224,6 @@ def _desired_servers(config: Config, status: RunStatus, steps: Sequence[Mapping[
     demand = autoscale.demand_of(status, steps, config, time.time())
     plane = config.control_plane
     return autoscale.desired_rollout_servers(demand, plane.least_servers, plane.most_servers)
-
-
-async def _count(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Counts requests by method and route's template; unknown ones are one label, they cannot blow up the metric."""
-    response = await go_on(request)
-    route = getattr(request.scope.get("route"), "path", "unknown")
-    here = cast(Resources, request.state.resources)
-    method = request.method if request.method in METHODS else "other"
-    here.metrics.requests.labels(method, route, str(response.status_code)).inc()
-    return response
 
 
 def _version() -> str:

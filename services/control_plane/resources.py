@@ -6,21 +6,27 @@ import threading
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypedDict, cast
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Query, Request, Security
+from fastapi.responses import Response
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from services.control_plane import problems
 from shared.config import Config
+from shared.config.run import RUN_ID
 from shared.control import ControlState
 from shared.keys import Keys
 from shared.metrics import ControlPlaneMetrics
 from shared.redis_client import Client
+from shared.runs import registered
 
 # What the description of the API says of a route; the guard is what sees to it.
 LOOK: dict[str, Any] = {
     "dependencies": [Security(HTTPBearer(auto_error=False, description="One of the two tokens."))],
     "responses": problems.CLOSED,
 }
+BY = "operator"  # who wants what is asked for with the token that may operate
 OPERATE = LOOK | {"responses": problems.CLOSED | problems.WISHES}
 
 
@@ -40,11 +46,21 @@ class Resources:
         """The run's control state."""
         return ControlState(self.client, self.keys)
 
+    @property
+    def run(self) -> Run:
+        """The run that this control plane is for."""
+        return Run(self.config, self.client, self.keys)
+
 
 class State(TypedDict):
     """The application's state."""
 
     resources: Resources
+
+
+def written(answer: BaseModel) -> Response:
+    """A large answer as it is: FastAPI would make and check it twice more."""
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def resources_of(request: Request) -> Resources:
@@ -53,3 +69,36 @@ def resources_of(request: Request) -> Resources:
 
 
 Here = Annotated[Resources, Depends(resources_of)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that a request looks at: that of the configuration, or another one in the same Redis."""
+
+    config: Config  # its own learner.steps, all else as in this control plane's run
+    client: Client
+    keys: Keys
+
+    @property
+    def control(self) -> ControlState:
+        """Its control state."""
+        return ControlState(self.client, self.keys)
+
+
+def run_of(
+    here: Here,
+    run: Annotated[
+        str | None, Query(pattern=RUN_ID, description="Another run in the same Redis; `/v1/runs` lists them.")
+    ] = None,
+) -> Run:
+    """The run that is asked for. Raises HTTPException where no learner has ever started it."""
+    if run in (None, here.keys.run_id):
+        return here.run
+    known = registered(here.client).get(run)
+    if known is None:
+        raise HTTPException(404, f"there is no run {run} in this Redis; /v1/runs lists those that there are")
+    learner = here.config.learner.model_copy(update={"steps": known.steps})
+    return Run(here.config.model_copy(update={"learner": learner}), here.client, Keys(run))
+
+
+There = Annotated[Run, Depends(run_of)]
