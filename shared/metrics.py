@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 
 from shared.histogram import VERSIONS, VersionsHistogram
 from shared.records import Dropped, StepRecord
+from shared.stream import FORGOTTEN, TAKEN_OUT
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _PAUSES = tuple(step * 10**power for power in range(-3, 1) for step in (1, 1.5, 2, 3, 4, 6, 8))  # 1 ms .. 8 s
@@ -34,6 +35,9 @@ class LearnerMetrics:
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
         self.steps = Counter("trustbatch_steps", "Optimizer steps taken.", registry=r)
+        self.steps_skipped = Counter(
+            "trustbatch_steps_skipped", "Steps not taken: ESS, loss or gradient was not finite.", registry=r
+        )
         self.step_gauges = {
             name: Gauge(f"trustbatch_{metric}", text, registry=r) for name, (metric, text) in _STEP_GAUGES.items()
         }
@@ -95,6 +99,7 @@ class LearnerMetrics:
         self.groups_lost = Counter(
             "trustbatch_groups_lost", "Acknowledged groups that Redis lost, by how.", ["cause"], registry=r
         )
+        _begin_at_zero(self.groups_lost, FORGOTTEN, TAKEN_OUT)
         self.tokens_trained = Counter("trustbatch_tokens_trained", "Tokens with a gradient.", registry=r)
         self.wait_seconds = Counter("trustbatch_learner_wait_seconds", "Time spent waiting for groups.", registry=r)
         self.step_seconds = Histogram(
@@ -172,7 +177,9 @@ class LearnerMetrics:
             self.arm_groups.labels(arm).inc(part["groups"])
         for shadow in record.shadows:
             _set(self.shadow_gauges, shadow["objective"], shadow)
-        if not record.skipped:
+        if record.skipped:
+            self.steps_skipped.inc()
+        else:
             self.steps.inc()
             self.tokens_trained.inc(record.tokens)
         self.groups_applied.inc(len(record.prompt_indices))
@@ -180,6 +187,12 @@ class LearnerMetrics:
         self.step_seconds.observe(record.compute_s)
         if record.publish_s:
             self.publish_seconds.observe(record.publish_s)
+
+
+def _begin_at_zero(counter: Counter, *labels: str) -> None:
+    """Shows these labels before anything is counted, so that their first count is an increase."""
+    for label in labels:
+        counter.labels(label)
 
 
 def _set(gauges: Mapping[str, Gauge], label: str, values: Mapping[str, Any]) -> None:
@@ -272,7 +285,10 @@ class RolloutMetrics:
             "trustbatch_environment_failures", "Scorer or environment failures.", ["reason"], registry=r
         )
         self.in_flight = Gauge("trustbatch_rollout_groups_in_flight", "Groups being generated.", registry=r)
-        self.served_version = Gauge("trustbatch_rollout_policy_version", "Version served, proven.", registry=r)
+        self.served_version = Gauge(
+            "trustbatch_rollout_policy_version", "Version served, proven; -1: none.", registry=r
+        )
+        self.served_version.set(-1)
         self.sync_seconds = Histogram(
             "trustbatch_sync_seconds", "From looking for a version to serving it, proven.", buckets=_SECONDS, registry=r
         )
@@ -288,6 +304,7 @@ class RolloutMetrics:
         )
         self.syncs = Counter("trustbatch_syncs", "Versions loaded, by the way they came.", ["way"], registry=r)
         self.sync_failures = Counter("trustbatch_sync_failures", "Versions refused.", ["reason"], registry=r)
+        _begin_at_zero(self.sync_failures, "store", "engine", "transfer", "unproven")
         self.refused_version = Gauge(
             "trustbatch_rollout_refused_version", "Version that this server cannot prove; -1: none.", registry=r
         )
@@ -332,7 +349,17 @@ class ControlPlaneMetrics:
         self.policy_version = Gauge("trustbatch_latest_policy_version", "Newest published version.", registry=r)
         self.stream_groups = Gauge("trustbatch_stream_groups", "Groups in the stream, applied or not.", registry=r)
         self.stream_bytes = Gauge("trustbatch_stream_bytes", "Payload bytes in the stream.", registry=r)
+        self.stream_bytes_limit = Gauge(
+            "trustbatch_stream_limit_bytes", "Byte credit: admission.max_bytes.", registry=r
+        )
         self.dead_letters = Gauge("trustbatch_dead_letters", "Entries in the dead letters.", registry=r)
+        self.phase = Gauge("trustbatch_run_phase", "1 for the run's phase, 0 for others.", ["phase"], registry=r)
+        self.paused = Gauge("trustbatch_paused", "1 while the operator wants the run to stand still.", registry=r)
+        self.last_step_at = Gauge(
+            "trustbatch_last_step_timestamp_seconds", "When the newest optimizer step was taken.", registry=r
+        )
+        self.redis_bytes = Gauge("trustbatch_redis_memory_bytes", "Memory that Redis uses.", registry=r)
+        self.redis_bytes_limit = Gauge("trustbatch_redis_memory_limit_bytes", "Its maxmemory; 0: none.", registry=r)
         self.desired_servers = Gauge(
             "trustbatch_desired_rollout_servers",
             "Rollout servers that the learner could use; 0 once the run has ended.",

@@ -6,6 +6,7 @@ import hashlib
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -124,6 +125,21 @@ def server_version(client: Client) -> tuple[int, int]:
         wanted = ".".join(map(str, MINIMUM_VERSION))
         raise StreamError(f"Redis {text} is too old: {wanted} or newer is needed")
     return major, minor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What Redis holds, bytes."""
+
+    used: int
+    limit: int  # maxmemory; 0: none
+
+
+def memory(client: Client) -> Memory:
+    """The server's memory. Raises StreamError."""
+    with translated():
+        said = client.info("memory")
+    return Memory(int(said["used_memory"]), int(said["maxmemory"]))
 
 
 class Script:

@@ -6,33 +6,30 @@ never on the event loop.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from services.control_plane import autoscale, problems, schemas
+from services.control_plane import problems, schemas
 from services.control_plane.access import tokens_of
+from services.control_plane.gauges import set_gauges
 from services.control_plane.guard import Guard
 from services.control_plane.lag import add_lag
 from services.control_plane.resources import LOOK, OPERATE, Here, Resources, State
-from services.status import RunStatus, read_status
+from services.status import read_status
 from shared.config import Config
-from shared.errors import StreamError
 from shared.keys import Keys
 from shared.metrics import ControlPlaneMetrics
 from shared.redis_client import connect, server_version
 
 REDIS_TIMEOUT_S = 2.0
 PAGE = Path(__file__).with_name("index.html")
-KINDS = ("learner", "rollout", "control-plane")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -102,7 +99,7 @@ def _add_probes(app: FastAPI) -> None:
     @app.get("/metrics", tags=["probes"], summary="Prometheus metrics", response_class=Response, **LOOK)
     def metrics(here: Here) -> Response:
         """The state that this process reads. Learner and rollout servers have endpoints of their own."""
-        _set_gauges(here)
+        set_gauges(here)
         return Response(generate_latest(here.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -140,44 +137,6 @@ def _wish(here: Resources, paused: bool) -> schemas.Paused:
             kind, text = ("pause", "the run is to stand still") if paused else ("resume", "the run is to go on")
             here.control.add_event(kind, text, by="operator")
     return schemas.Paused(paused=paused, changed=changed)
-
-
-def _set_gauges(here: Resources) -> None:
-    """Fills the gauges from Redis; without it they are NaN, not yesterday's numbers."""
-    gauges = here.metrics
-    state = (
-        gauges.policy_version,
-        gauges.stream_groups,
-        gauges.stream_bytes,
-        gauges.dead_letters,
-        gauges.desired_servers,
-    )
-    try:
-        status = read_status(here.client, here.keys, events=1)
-        steps = here.control.history(last=autoscale.STEPS)
-    except StreamError:
-        gauges.redis_up.set(0)
-        for gauge in (*state, *(gauges.members.labels(kind) for kind in KINDS)):
-            gauge.set(math.nan)
-        return
-    gauges.redis_up.set(1)
-    values = (
-        status.latest.policy_version if status.latest else math.nan,
-        status.backlog.groups,
-        status.backlog.bytes,
-        status.backlog.dead_letters,
-        _desired_servers(here.config, status, steps),
-    )
-    for gauge, value in zip(state, values, strict=True):
-        gauge.set(value)
-    for kind in KINDS:
-        gauges.members.labels(kind).set(sum(1 for member in status.of_kind(kind) if member.alive))
-
-
-def _desired_servers(config: Config, status: RunStatus, steps: Sequence[Mapping[str, Any]]) -> int:
-    demand = autoscale.demand_of(status, steps, config, time.time())
-    plane = config.control_plane
-    return autoscale.desired_rollout_servers(demand, plane.least_servers, plane.most_servers)
 
 
 async def _count(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
