@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 
 from deploy.generate import RULES, files
+from services.cli import app
+from shared.config import load_config
 from shared.metrics import ControlPlaneMetrics, LearnerMetrics, RolloutMetrics
 from tests.deploy.composed import ROOT, services
 from tests.deploy.monitoring import RUNBOOK, alerts, faster, promtool, rules
@@ -28,8 +31,8 @@ def test_every_case_of_every_alert_holds() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_promtool_would_object(tmp_path: pytest.TempPathFactory) -> None:
-    folder = tmp_path / "rules"  # type: ignore[operator]
+def test_promtool_would_object(tmp_path: Path) -> None:
+    folder = tmp_path / "rules"
     folder.mkdir()
     (folder / "rules_test.yml").write_text((RULES.parent / "rules_test.yml").read_text())
     (folder / "rules.yml").write_text(
@@ -69,6 +72,25 @@ def test_every_alert_has_its_section_in_the_runbook_and_every_section_its_alert(
     for name, section in zip(headings, sections, strict=True):
         for part in ("**Means.**", "**Look at.**", "**Do.**"):
             assert part in section, f"{name}: {part}"
+
+
+def test_the_runbook_names_commands_and_settings_that_there_are() -> None:
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        known |= {f"{group.name} {command.name}" for command in group.typer_instance.registered_commands}
+    text = " ".join(RUNBOOK.read_text().split())
+    commands = re.findall(r"(?<!-n )trustbatch ([a-z-]+(?: [a-z-]+)?)(?=[ `])", " ".join(re.findall(r"`([^`]*)`", text)))
+    assert len(commands) > 10
+    for command in commands:
+        assert command in known or command.split()[0] in known, command
+    sections = {"learner", "rollout", "admission", "store"}
+    keys = {key for key in re.findall(r"`([a-z]+(?:\.[a-z_]+)+)[`:]", text) if key.split(".")[0] in sections}
+    assert len(keys) > 8
+    for key in keys:
+        value: object = load_config(None, ["control_plane.auth=none"], {})
+        for name in key.split("."):
+            value = getattr(value, name)
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
