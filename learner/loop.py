@@ -255,7 +255,7 @@ class Learner:
         self.heartbeat.set_state("paused by the operator")
         self._idle = None
         time.sleep(PAUSE_POLL_S)
-        self.training.discount_wait()
+        self.training.clock.ready()
         return True
 
     def _look_at_evaluations(self) -> None:
@@ -274,8 +274,9 @@ class Learner:
 
     def _backlog(self) -> Backlog:
         now = self._patiently("read the backlog", lambda: backlog(self._client, self._keys))
-        self.metrics.backlog_groups.set(now.unapplied)
-        self.metrics.backlog_bytes.set(now.bytes)
+        oldest_s = self._patiently("look at the oldest group", self.training.parts.reader.oldest_s)
+        self.training.clock.sees(now, oldest_s)
+        self.metrics.observe_backlog(now.unapplied, now.bytes, oldest_s, self.training.clock.drain_s)
         return now
 
     def _what_is_missing(self, now: Backlog) -> str:

@@ -24,8 +24,8 @@ STATE = (  # of ControlPlaneMetrics, what has no label and is unknown without Re
     "desired_servers",
     "paused",
     "last_step_at",
-    "redis_bytes",
-    "redis_bytes_limit",
+    "redis_memory",
+    "redis_memory_limit",
 )
 PHASES: tuple[str, ...] = get_args(Phase)
 
@@ -33,7 +33,7 @@ PHASES: tuple[str, ...] = get_args(Phase)
 def set_gauges(here: Resources) -> None:
     """Fills the gauges from Redis; without it they are NaN, not yesterday's numbers."""
     gauges = here.metrics
-    gauges.stream_bytes_limit.set(here.config.admission.max_bytes)
+    gauges.stream_limit.set(here.config.admission.max_bytes)
     try:
         status = read_status(here.client, here.keys, events=1)
         steps, held = here.control.history(last=autoscale.STEPS), memory(here.client)

@@ -7,6 +7,7 @@ allowed at maxmemory, and after it Redis lets the script's other writes through.
 
 from shared.scripts.admission import GIVE_BACK, LEASE, RENEW
 from shared.scripts.control import (
+    ADD_EXAMPLES,
     ADD_HISTORY,
     ANNOUNCE,
     CLAIM_EVALUATION,
@@ -17,10 +18,11 @@ from shared.scripts.control import (
 )
 from shared.scripts.letters import DEAD_LETTER, REQUEUE
 from shared.scripts.recovery import CLAIM_LOST, RESTORE, RESTORE_PARENTS, SETTLE_CLAIMS
-from shared.scripts.stream import APPEND, DELETE, RELEASE
+from shared.scripts.stream import APPEND, DELETE, OLDEST, RELEASE
 from shared.scripts.transfer import ANSWER_TRANSFER, CALL_TRANSFER, WANT_FILES
 
 __all__ = [
+    "ADD_EXAMPLES",
     "ADD_HISTORY",
     "ALL",
     "ANNOUNCE",
@@ -34,6 +36,7 @@ __all__ = [
     "GIVE_BACK",
     "HEARTBEAT",
     "LEASE",
+    "OLDEST",
     "RELEASE",
     "RELEASE_EVALUATION",
     "RENEW",

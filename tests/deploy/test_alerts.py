@@ -80,7 +80,9 @@ def test_the_runbook_names_commands_and_settings_that_there_are() -> None:
         assert group.typer_instance is not None
         known |= {f"{group.name} {command.name}" for command in group.typer_instance.registered_commands}
     text = " ".join(RUNBOOK.read_text().split())
-    commands = re.findall(r"(?<!-n )trustbatch ([a-z-]+(?: [a-z-]+)?)(?=[ `])", " ".join(re.findall(r"`([^`]*)`", text)))
+    commands = re.findall(
+        r"(?<!-n )trustbatch ([a-z-]+(?: [a-z-]+)?)(?=[ `])", " ".join(re.findall(r"`([^`]*)`", text))
+    )
     assert len(commands) > 10
     for command in commands:
         assert command in known or command.split()[0] in known, command
