@@ -70,6 +70,31 @@ BOARD = Board(
                     ("avg by (reason) (rate(trustbatch_rollout_wait_seconds_total[$__rate_interval]))", "{{reason}}"),
                 ),
                 panel(
+                    "Busy",
+                    "percentunit",
+                    "Share of the last minute with groups in flight and the engine not paused.",
+                    ("trustbatch_rollout_busy_share", "{{instance}}"),
+                ),
+                panel(
+                    "Groups drawn again",
+                    "short",
+                    "Groups a minute given back after a failure, by reason.",
+                    (
+                        "60 * sum by (reason) (rate(trustbatch_rollout_groups_retried_total[$__rate_interval]))",
+                        "{{reason}}",
+                    ),
+                    unless="an environment or engine failed",
+                ),
+                panel(
+                    "Appends sent again",
+                    "short",
+                    "A minute, their first answer being lost.",
+                    (
+                        "60 * sum(rate(trustbatch_rollout_appends_resent_total[$__rate_interval]))",
+                        "appends",
+                    ),
+                ),
+                panel(
                     "Discarded groups",
                     "short",
                     "Generated groups a minute that were not appended, by reason.",

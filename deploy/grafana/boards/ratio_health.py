@@ -52,6 +52,24 @@ BOARD = Board(
                     "Effective sample size by the lag that was asked for; the control arm has lag 0.",
                     ("max by (arm) (trustbatch_arm_token_ess)", "{{arm}}"),
                 ),
+                panel(
+                    "Token ESS by server",
+                    "percentunit",
+                    "Effective sample size of the tokens that each server drew, in the newest step.",
+                    ("max by (server) (trustbatch_server_token_ess)", "{{server}}"),
+                ),
+                panel(
+                    "Weight by server",
+                    "percentunit",
+                    "Share of the step's weight (sum of ratios) that each server's tokens carry.",
+                    ("max by (server) (trustbatch_server_weight_share)", "{{server}}"),
+                ),
+                panel(
+                    "Token ESS by position",
+                    "percentunit",
+                    "Effective sample size by the token's position in its completion.",
+                    ("max by (tokens) (trustbatch_position_token_ess)", "{{tokens}}"),
+                ),
             ),
         ),
         (
@@ -109,6 +127,27 @@ BOARD = Board(
                     ("max(trustbatch_numerics_floor_max_nats)", "batch"),
                     kind="log lines",
                 ),
+                panel(
+                    "Engine and drift",
+                    "none",
+                    "Mean |log ratio| of a sample, nats: engine against the learner at that version, learner since.",
+                    ("max(trustbatch_engine_nats)", "engine"),
+                    ("max(trustbatch_drift_nats)", "drift"),
+                    kind="log lines",
+                ),
+                panel(
+                    "What is taken off, what pulls back",
+                    "none",
+                    "Share of all weight that the objective took off the ratios, and mean weight of its pull.",
+                    ("max(trustbatch_weight_lost)", "taken off"),
+                    ("max(trustbatch_kl_weight)", "pull"),
+                ),
+                panel(
+                    "Entropy",
+                    "none",
+                    "Mean entropy of the policy, nats; 0 where it is not computed.",
+                    ("max(trustbatch_entropy_mean_nats)", "entropy"),
+                ),
             ),
         ),
         (
@@ -144,12 +183,21 @@ BOARD = Board(
         (
             "What is made of it",
             (
-                panel("Loss", "none", "The objective's value.", ("max(trustbatch_loss)", "loss")),
                 panel(
-                    "Gradient norm",
+                    "Loss",
                     "none",
-                    "Before clipping.",
-                    ("max(trustbatch_grad_norm)", "norm"),
+                    "The objective's value and its parts: advantages, pull and entropy.",
+                    ("max(trustbatch_loss)", "loss"),
+                    ("max(trustbatch_loss_score)", "score"),
+                    ("max(trustbatch_loss_kl)", "pull"),
+                    ("max(trustbatch_loss_entropy)", "entropy"),
+                ),
+                panel(
+                    "Gradient and update",
+                    "none",
+                    "Norm of the gradient before clipping, and of the weights' change.",
+                    ("max(trustbatch_grad_norm)", "gradient"),
+                    ("max(trustbatch_update_norm)", "update"),
                     kind="log lines",
                 ),
                 panel(

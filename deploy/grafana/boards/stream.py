@@ -33,6 +33,27 @@ BOARD = Board(
                     ("max(trustbatch_redis_memory_bytes)", "in use"),
                     ("max(trustbatch_redis_memory_limit_bytes)", "maxmemory"),
                 ),
+                panel(
+                    "Age of the backlog",
+                    "s",
+                    "Since the oldest group that was never read was appended, and how long the backlog lasts.",
+                    ("max(trustbatch_backlog_oldest_seconds)", "oldest"),
+                    ("max(trustbatch_backlog_drain_seconds)", "lasts"),
+                ),
+                panel(
+                    "Outages of Redis",
+                    "none",
+                    "Since each process' start: times that Redis was away, commands sent again, things left untold.",
+                    ("sum(trustbatch_redis_outages_total)", "outages"),
+                    ("sum(trustbatch_redis_retries_total)", "sent again"),
+                    ("sum(trustbatch_redis_left_out_total)", "left untold"),
+                ),
+                panel(
+                    "Since the newest step",
+                    "s",
+                    "Seconds since an optimizer step was recorded, by the control plane.",
+                    ("time() - max(trustbatch_last_step_timestamp_seconds)", "since"),
+                ),
             ),
         ),
         (
