@@ -7,23 +7,22 @@ never on the event loop.
 from __future__ import annotations
 
 import asyncio
-import math
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, FastAPI, Query
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from services.control_plane import autoscale, problems, schemas
+from services.control_plane import problems, schemas
 from services.control_plane.access import tokens_of
 from services.control_plane.admission import add_admission
 from services.control_plane.counting import Counting
 from services.control_plane.events import add_events
+from services.control_plane.gauges import set_gauges
 from services.control_plane.guard import Guard
 from services.control_plane.lag import add_lag
 from services.control_plane.letters import add_letters
@@ -34,16 +33,14 @@ from services.control_plane.runs import add_runs
 from services.control_plane.series import add_series
 from services.control_plane.servers import add_servers
 from services.sampler import SLOT_S, Sampler
-from services.status import RunStatus, read_status
+from services.status import read_status
 from shared.config import Config
-from shared.errors import StreamError
 from shared.keys import Keys
 from shared.metrics import ControlPlaneMetrics
-from shared.redis_client import connect, memory_of, server_version
+from shared.redis_client import connect, server_version
 
 REDIS_TIMEOUT_S = 2.0
 PAGE = Path(__file__).with_name("index.html")
-KINDS = ("learner", "rollout", "control-plane")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -130,7 +127,7 @@ def _add_probes(app: FastAPI) -> None:
     @app.get("/metrics", tags=["probes"], summary="Prometheus metrics", response_class=Response, **LOOK)
     def metrics(here: Here) -> Response:
         """The state that this process reads. Learner and rollout servers have endpoints of their own."""
-        _set_gauges(here)
+        set_gauges(here)
         return Response(generate_latest(here.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -180,50 +177,6 @@ def _wish(here: Resources, paused: bool) -> schemas.Paused:
             kind, text = ("pause", "the run is to stand still") if paused else ("resume", "the run is to go on")
             here.control.add_event(kind, text, by=BY)
     return schemas.Paused(paused=paused, changed=changed)
-
-
-def _set_gauges(here: Resources) -> None:
-    """Fills the gauges from Redis; without it they are NaN, not yesterday's numbers."""
-    gauges = here.metrics
-    state = (
-        gauges.policy_version,
-        gauges.stream_groups,
-        gauges.stream_bytes,
-        gauges.dead_letters,
-        gauges.desired_servers,
-        gauges.redis_memory,
-        gauges.redis_memory_limit,
-    )
-    gauges.stream_limit.set(here.config.admission.max_bytes)
-    try:
-        status = read_status(here.client, here.keys, events=1)
-        steps = here.control.history(last=autoscale.STEPS)
-        memory = memory_of(here.client)
-    except StreamError:
-        gauges.redis_up.set(0)
-        for gauge in (*state, *(gauges.members.labels(kind) for kind in KINDS)):
-            gauge.set(math.nan)
-        return
-    gauges.redis_up.set(1)
-    values = (
-        status.latest.policy_version if status.latest else math.nan,
-        status.backlog.groups,
-        status.backlog.bytes,
-        status.backlog.dead_letters,
-        _desired_servers(here.config, status, steps),
-        memory.used,
-        memory.limit,
-    )
-    for gauge, value in zip(state, values, strict=True):
-        gauge.set(value)
-    for kind in KINDS:
-        gauges.members.labels(kind).set(sum(1 for member in status.of_kind(kind) if member.alive))
-
-
-def _desired_servers(config: Config, status: RunStatus, steps: Sequence[Mapping[str, Any]]) -> int:
-    demand = autoscale.demand_of(status, steps, config, time.time())
-    plane = config.control_plane
-    return autoscale.desired_rollout_servers(demand, plane.least_servers, plane.most_servers)
 
 
 def _version() -> str:

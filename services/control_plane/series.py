@@ -14,7 +14,7 @@ from services.control_plane.resources import LOOK, There
 from services.control_plane.schemas import Answer
 from services.series import HISTOGRAMS, Found, Line, Window
 from shared.histogram import LOG_RATIO_EDGES
-from shared.measures import measure
+from shared.measures import Measure, measure
 from shared.series import Tier
 
 MAX_NAMES = 32
@@ -173,7 +173,7 @@ def add_series(app: FastAPI) -> None:
         )
 
 
-def _measure(name: str, known: series.Measure, labels: list[str]) -> MeasureAnswer:
+def _measure(name: str, known: Measure, labels: list[str]) -> MeasureAnswer:
     kind: Literal["gauge", "share"] = "share" if known.unit == "share" else "gauge"
     return MeasureAnswer(name=name, unit=known.unit, text=known.text, kind=kind, labels=labels[: series.MAX_LABELS])
 

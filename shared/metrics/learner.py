@@ -13,6 +13,7 @@ from shared.histogram import LOG_RATIO_EDGES
 from shared.metrics.made import Made, set_parts
 from shared.metrics.table import LEARNER
 from shared.records import Dropped, StepRecord
+from shared.stream import FORGOTTEN, TAKEN_OUT
 
 IntArray = npt.NDArray[np.int64]
 
@@ -39,7 +40,7 @@ class LearnerMetrics:
         self.groups_applied = made.counter("groups_applied")
         self.groups_dropped = made.counter("groups_dropped")
         self.groups_dead_lettered = made.counter("groups_dead_lettered")
-        self.groups_lost = made.counter("groups_lost")
+        self.groups_lost = made.counter("groups_lost", FORGOTTEN, TAKEN_OUT)
         self.dropped_staleness = made.histogram("dropped_staleness_versions")
         self.dropped_length = made.histogram("dropped_completion_tokens")
         self.dropped_reward = made.histogram("dropped_reward")

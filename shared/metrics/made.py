@@ -28,10 +28,13 @@ class Made:
         self.registry = CollectorRegistry()
         self._table = {metric.name: metric for metric in table}
 
-    def counter(self, name: str) -> Counter:
-        """The counter of this name."""
+    def counter(self, name: str, *begun: str) -> Counter:
+        """The counter of this name; label values in `begun` are there from the start, so that 1 is an increase."""
         metric = self._of("counter", name)
-        return Counter(PREFIX + name, metric.text, metric.labels, registry=self.registry)
+        made = Counter(PREFIX + name, metric.text, metric.labels, registry=self.registry)
+        for value in begun:
+            made.labels(value)
+        return made
 
     def gauge(self, name: str) -> Gauge:
         """The gauge of this name."""

@@ -229,7 +229,7 @@ ROLLOUT = (
     _gauge("rollout_groups_in_flight", "groups", "Groups being generated."),
     _gauge("rollout_busy_share", "share", "Share of the last minute with groups in flight and the engine not paused."),
     _count("rollout_busy_seconds", "seconds", "Time with groups in flight and the engine not paused."),
-    _gauge("rollout_policy_version", "versions", "Version served, proven."),
+    _gauge("rollout_policy_version", "versions", "Version served, proven; -1: none."),
     _spread("sync_seconds", "seconds", "From looking for a version to serving it, proven.", _SECONDS),
     _spread(
         "sync_stage_seconds",
@@ -270,6 +270,9 @@ CONTROL_PLANE = (
     _gauge("stream_bytes", "bytes", "Payload bytes in the stream."),
     _gauge("stream_limit_bytes", "bytes", "Payload bytes that the stream may hold (admission.max_bytes)."),
     _gauge("dead_letters", "", "Entries in the dead letters."),
+    _gauge("run_phase", "", "1 for the run's phase, 0 for others.", "phase"),
+    _gauge("paused", "", "1 while the operator wants the run to stand still."),
+    _gauge("last_step_timestamp_seconds", "seconds", "When the newest optimizer step was taken, unix seconds."),
     _gauge("desired_rollout_servers", "", "Rollout servers that the learner could use; 0 once the run has ended."),
 )
 

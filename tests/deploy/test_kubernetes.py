@@ -66,7 +66,7 @@ def test_every_object_is_strictly_valid(overlay: str, version: str) -> None:
 def test_every_custom_resource_fits_its_schema_and_has_no_field_that_it_does_not_know(overlay: str) -> None:
     custom = [found for found in objects(overlay) if is_custom(found)]
     assert {found["kind"] for found in custom} == (
-        {"PodMonitor", "ServiceMonitor", "ScaledObject"} if overlay == "multi-node" else set()
+        {"PodMonitor", "ServiceMonitor", "PrometheusRule", "ScaledObject"} if overlay == "multi-node" else set()
     )
     for found in custom:
         assert of_custom(found) == [], name_of(found)

@@ -265,6 +265,12 @@ def test_metrics_show_the_state(http: TestClient, control: ControlState, client:
         client.config_set("maxmemory", 0)
     assert found["trustbatch_desired_rollout_servers{}"] == 2, "the learner waits: twice as many as there are"
     assert found['trustbatch_members{"kind": "rollout"}'] == 1
+    assert found['trustbatch_run_phase{"phase": "running"}'] == 1
+    assert found['trustbatch_run_phase{"phase": "failed"}'] == found["trustbatch_paused{}"] == 0
+    assert found["trustbatch_last_step_timestamp_seconds{}"] == control.history()[-1]["at"]
+    assert found["trustbatch_redis_memory_bytes{}"] > 100_000
+    assert found["trustbatch_redis_memory_limit_bytes{}"] == 0, "the tests' Redis has no maxmemory"
+    assert found["trustbatch_stream_limit_bytes{}"] == 128 * 2**20, "admission.max_bytes"
     assert found['trustbatch_http_requests_total{"method": "GET", "route": "unknown", "status": "404"}'] == 1
 
 
@@ -278,6 +284,8 @@ def test_metrics_without_redis_say_so_instead_of_repeating_old_numbers(
     assert math.isnan(found["trustbatch_stream_groups{}"])
     assert math.isnan(found["trustbatch_redis_memory_bytes{}"])
     assert math.isnan(found['trustbatch_members{"kind": "learner"}'])
+    assert math.isnan(found['trustbatch_run_phase{"phase": "running"}'])
+    assert math.isnan(found["trustbatch_redis_memory_bytes{}"])
 
 
 def test_openapi_describes_every_route_and_every_field(http: TestClient) -> None:

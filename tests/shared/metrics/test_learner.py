@@ -6,7 +6,7 @@ import numpy as np
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from shared.metrics import LearnerMetrics
+from shared.metrics import LearnerMetrics, RolloutMetrics
 from shared.records import Dropped, StepRecord
 from tests.services.rows import step
 
@@ -67,6 +67,21 @@ def test_staleness_is_counted_per_token_in_cumulative_buckets() -> None:
     upto = [found[f"{name}_bucket", le] for le in ("0.0", "2.0", "4.0", "256.0", "+Inf")]
     assert upto == [10, 10, 17, 17, 18]
     assert (found[f"{name}_count", ""], found[f"{name}_sum", ""]) == (18, 3 * 7 + 300)
+
+
+def test_a_skipped_step_is_counted_apart() -> None:
+    metrics = LearnerMetrics()
+    metrics.observe(StepRecord(**step(1)))
+    metrics.observe(StepRecord(**step(2, skipped="loss is nan")))
+    found = samples(metrics)
+    assert (found["trustbatch_steps_total", ""], found["trustbatch_steps_skipped_total", ""]) == (1, 1)
+
+
+def test_what_is_alarming_from_its_first_count_on_begins_at_zero() -> None:
+    lost, failed = LearnerMetrics().registry, RolloutMetrics().registry
+    assert lost.get_sample_value("trustbatch_groups_lost_total", {"cause": "forgotten"}) == 0
+    assert failed.get_sample_value("trustbatch_sync_failures_total", {"reason": "unproven"}) == 0
+    assert failed.get_sample_value("trustbatch_rollout_policy_version") == -1, "no version is proven yet"
 
 
 def test_what_was_trained_on_can_be_compared_with_what_was_dropped() -> None:
