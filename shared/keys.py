@@ -117,8 +117,21 @@ class Keys:
 
     @property
     def desired(self) -> str:
-        """Hash: what the operator wants (paused, record_bytes, lag with lag_by and lag_at)."""
+        """Hash: what is wanted (record_bytes; lag and paused, with _by and _at; publish_above).
+
+        publish_above: the learner publishes at the next chance where its newest version is not above it.
+        """
         return self._key("desired")
+
+    @property
+    def controller(self) -> str:
+        """String: JSON of what the controller has seen and done."""
+        return self._key("controller")
+
+    @property
+    def controller_lease(self) -> str:
+        """String with expiry: the control plane whose controller acts."""
+        return self._key("controller_lease")
 
     @property
     def members(self) -> str:

@@ -17,16 +17,19 @@ from shared.scripts.control import (
 )
 from shared.scripts.letters import DEAD_LETTER, REQUEUE
 from shared.scripts.recovery import CLAIM_LOST, RESTORE, RESTORE_PARENTS, SETTLE_CLAIMS
+from shared.scripts.steering import ACT, CLAIM_CONTROLLER
 from shared.scripts.stream import APPEND, DELETE, RELEASE
 from shared.scripts.transfer import ANSWER_TRANSFER, CALL_TRANSFER, WANT_FILES
 
 __all__ = [
+    "ACT",
     "ADD_HISTORY",
     "ALL",
     "ANNOUNCE",
     "ANSWER_TRANSFER",
     "APPEND",
     "CALL_TRANSFER",
+    "CLAIM_CONTROLLER",
     "CLAIM_EVALUATION",
     "CLAIM_LOST",
     "DEAD_LETTER",

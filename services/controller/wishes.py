@@ -1,0 +1,77 @@
+"""Between the numbers that the controller decides on and the wishes that are stored for servers and learner. Pure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from services.controller.decide import Action, Memory, Setting, Wish, started_anew
+from shared import untrusted
+from shared.config import Config
+from shared.config.lag import LagSetting, from_wish, to_wish
+from shared.steering import CONTROLLER, Wishes
+
+
+def follow(memory: Memory, wishes: Wishes, version: int) -> tuple[Memory, str]:
+    """Takes note of what the operator has changed since; the text says what, '' for nothing."""
+    changed = []
+    lag, admission = (wishes.lag, wishes.lag_by, wishes.lag_at), _admission_of(wishes)
+    if memory.lag_wish is None or wishes.lag_by != CONTROLLER:
+        if memory.lag_wish not in (None, lag):
+            memory = started_anew(memory, version, lag=None, synced=False)
+            changed.append("the lag")
+        memory = replace(memory, lag_wish=lag)
+    if memory.admission_wish is None or wishes.admission_by != CONTROLLER:
+        if memory.admission_wish not in (None, admission):
+            memory = started_anew(memory, version, max_staleness=None, synced=False)
+            changed.append("admission")
+        memory = replace(memory, admission_wish=admission)
+    if memory.paused and wishes.paused != "1":
+        memory = started_anew(memory, version, paused=False)
+        changed.append("the pause")
+    what = " and ".join(changed)
+    return memory, f"somebody else has changed {what}: the controller begins anew from there" if changed else ""
+
+
+def wanted_by_operator(config: Config, memory: Memory) -> Setting:
+    """What the operator wants, in numbers; what cannot be read is the configuration's."""
+    _, admission = _operators(memory)
+    most = config.admission.max_staleness
+    wished = _parsed(admission[0]).get("max_staleness")
+    ahead = wished if isinstance(wished, int) and 0 <= wished <= most else most
+    return Setting(operators_lag(config, memory).largest, ahead)
+
+
+def operators_lag(config: Config, memory: Memory) -> LagSetting:
+    """The lag setting that the operator wants."""
+    lag, _ = _operators(memory)
+    return (from_wish(lag[0]) if lag[0] else None) or config.rollout.lag
+
+
+def fields_of(config: Config, before: Memory, after: Memory, action: Action, now: float) -> dict[str, str]:
+    """The fields of the control state's `desired` that an action changes."""
+    lag, admission = _operators(after)
+    if after.lag is not None:
+        lag = (to_wish(operators_lag(config, after).capped(after.lag)), CONTROLLER, str(now))
+    if after.max_staleness is not None:
+        text = {**_parsed(admission[0]), "max_staleness": after.max_staleness}
+        admission = (json.dumps(text, sort_keys=True), CONTROLLER, str(now))
+    fields: dict[str, str] = {"paused": "1", "paused_by": CONTROLLER} if action.kind == "pause" else {}
+    if after.lag != before.lag:
+        fields |= dict(zip(("lag", "lag_by", "lag_at"), lag, strict=True))
+    if after.max_staleness != before.max_staleness:
+        fields |= dict(zip(("admission", "admission_by", "admission_at"), admission, strict=True))
+    return fields
+
+
+def _operators(memory: Memory) -> tuple[Wish, Wish]:
+    return memory.lag_wish or ("", "", ""), memory.admission_wish or ("", "", "")
+
+
+def _admission_of(wishes: Wishes) -> Wish:
+    return wishes.admission, wishes.admission_by, wishes.admission_at
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    return untrusted.json_object(text.encode())
