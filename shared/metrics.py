@@ -338,6 +338,20 @@ class ControlPlaneMetrics:
             "Rollout servers that the learner could use; 0 once the run has ended.",
             registry=r,
         )
+        self.controller_level = Gauge(
+            "trustbatch_controller_level",
+            "0 watching, 1 narrowed, 2 synced, 3 paused by the controller; NaN where it is off.",
+            registry=r,
+        )
+        self.controller_lag = Gauge(
+            "trustbatch_controller_lag_versions", "Largest lag that it lets servers have.", registry=r
+        )
+        self.controller_max_staleness = Gauge(
+            "trustbatch_controller_max_staleness_versions", "Versions that it lets servers draw ahead.", registry=r
+        )
+        self.controller_actions = Gauge(
+            "trustbatch_controller_actions", "What it has done since the run began, by kind.", ["kind"], registry=r
+        )
 
 
 def serve(registry: CollectorRegistry, host: str, port: int) -> tuple[WSGIServer, Thread, str]:

@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.control_plane import autoscale, problems, schemas
 from services.control_plane.access import tokens_of
+from services.control_plane.controller import set_controller_gauges
 from services.control_plane.guard import Guard
 from services.control_plane.lag import add_lag
 from services.control_plane.resources import LOOK, OPERATE, Here, Resources, State
@@ -157,6 +158,7 @@ def _set_gauges(here: Resources) -> None:
         steps = here.control.history(last=autoscale.STEPS)
     except StreamError:
         gauges.redis_up.set(0)
+        set_controller_gauges(gauges, None, here.config)
         for gauge in (*state, *(gauges.members.labels(kind) for kind in KINDS)):
             gauge.set(math.nan)
         return
@@ -170,6 +172,7 @@ def _set_gauges(here: Resources) -> None:
     )
     for gauge, value in zip(state, values, strict=True):
         gauge.set(value)
+    set_controller_gauges(gauges, status, here.config)
     for kind in KINDS:
         gauges.members.labels(kind).set(sum(1 for member in status.of_kind(kind) if member.alive))
 

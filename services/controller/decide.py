@@ -159,7 +159,7 @@ def _count(memory: Memory, row: Mapping[str, Any], said: Vote) -> Memory:
 def _settled(row: Mapping[str, Any], changed_at: int) -> bool:
     """True where nothing in the step was asked for before the last change."""
     waited = int(row.get("flight_max") or 0) + int(row.get("queue_max") or 0)
-    return int(row.get("policy_version") or 0) - waited >= changed_at
+    return changed_at < 0 or int(row.get("policy_version") or 0) - waited >= changed_at
 
 
 # -- actions ----------------------------------------------------------------------------------------
