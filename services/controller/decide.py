@@ -56,9 +56,9 @@ class Memory:
     max_staleness: int | None = None  # that it lets servers draw ahead; None: the operator's setting
     synced: bool = False
     paused: bool = False  # by it, and nobody has resumed yet
-    low: int = 0  # steps in a row, of all that were looked at
+    low: int = 0  # steps in a row
     collapsed: int = 0
-    good: int = 0
+    good: int = 0  # good steps since the last low one, less those that were neither
     calm: int = 1  # factor on the good steps that a widening waits for
     widened_last: bool = False
     changed_at: int = -1  # policy_version of the last change
@@ -152,7 +152,7 @@ def _count(memory: Memory, row: Mapping[str, Any], said: Vote) -> Memory:
         memory,
         low=memory.low + 1 if low else 0,
         collapsed=memory.collapsed + 1 if collapsed else 0,
-        good=memory.good + 1 if said == "good" else 0,
+        good=memory.good + 1 if said == "good" else 0 if low else max(0, memory.good - 1),
     )
 
 
@@ -226,7 +226,7 @@ def _after(rules: ControllerConfig, memory: Memory, action: Action, seen: Seen) 
     calm = memory.calm
     if not widened and memory.widened_last:
         relapse = memory.step - memory.changed_step <= 4 * CALM * rules.patience * calm
-        calm = min(LONGEST_CALM, 2 * calm) if relapse else 1
+        calm = min(LONGEST_CALM, 2 * calm) if relapse else max(1, calm // 2)
     return replace(
         memory,
         lag=None if now.lag >= wanted.lag else now.lag,
