@@ -117,7 +117,7 @@ class Keys:
 
     @property
     def desired(self) -> str:
-        """Hash: what is wanted (record_bytes; lag and paused, with _by and _at; publish_above).
+        """Hash: what is wanted (record_bytes; lag, paused, admission and objective with _by; publish_above).
 
         publish_above: the learner publishes at the next chance where its newest version is not above it.
         """
@@ -132,6 +132,16 @@ class Keys:
     def controller_lease(self) -> str:
         """String with expiry: the control plane whose controller acts."""
         return self._key("controller_lease")
+
+    @property
+    def draining(self) -> str:
+        """Hash: server_id -> who wants it to take no new groups, and since when."""
+        return self._key("draining")
+
+    @property
+    def requeues(self) -> str:
+        """Hash: dead letter id -> who wants it back in the stream, and since when; the learner sees to it."""
+        return self._key("requeues")
 
     @property
     def members(self) -> str:
@@ -149,8 +159,22 @@ class Keys:
 
     @property
     def history(self) -> str:
-        """Capped stream: one JSON row a step."""
+        """Stream, bounded in bytes: one JSON row a step."""
         return self._key("history")
+
+    @property
+    def series(self) -> str:
+        """Hash: the books of the rows' numbers by series: bytes of every block (TIER:NUMBER), and of each tier."""
+        return self._key("series")
+
+    @property
+    def fleet(self) -> str:
+        """Hash: the same for the numbers of rollout servers, and the last sample of them."""
+        return self._key("fleet")
+
+    def block(self, books: str, tier: str, number: int) -> str:
+        """Hash: series -> packed numbers of one stretch of time; `books` is `series` or `fleet`."""
+        return f"{books}:{tier}:{number}"
 
     @property
     def events(self) -> str:

@@ -23,7 +23,7 @@ _FIELDS = ("lag", "lag_by", "lag_at", "admission", "admission_by", "admission_at
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Wanted:
     """Everything that is wanted of the run now, as stored; '' is the configuration's."""
 
     lag: str = ""
@@ -54,11 +54,11 @@ class Steering:
         with translated():
             return (self._client.get(self._keys.controller_lease) or b"").decode(errors="replace")
 
-    def wishes(self) -> Wishes:
+    def wishes(self) -> Wanted:
         """What is wanted now."""
         with translated():
             found = self._client.hmget(self._keys.desired, *_FIELDS)
-        return Wishes(*((value or b"").decode(errors="replace") for value in found))
+        return Wanted(*((value or b"").decode(errors="replace") for value in found))
 
     def state(self) -> dict[str, Any]:
         """What the controller remembers; empty where it has not begun."""
@@ -78,7 +78,7 @@ class Steering:
         Args:
             who: holds the lease.
             state: what the controller remembers from now on.
-            expected: fields of `Wishes` that must still be so.
+            expected: fields of `Wanted` that must still be so.
             wanted: fields that are to be so.
             event: kind and text.
 

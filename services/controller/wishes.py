@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from typing import Any
 
 from services.controller.decide import Action, Memory, Setting, Wish, started_anew
-from shared import untrusted
+from shared.budgets import Budgets, budgets
 from shared.config import Config
 from shared.config.lag import LagSetting, from_wish, to_wish
-from shared.steering import CONTROLLER, Wishes
+from shared.steering import CONTROLLER, Wanted
 
 
-def follow(memory: Memory, wishes: Wishes, version: int) -> tuple[Memory, str]:
+def follow(memory: Memory, wishes: Wanted, version: int) -> tuple[Memory, str]:
     """Takes note of what the operator has changed since; the text says what, '' for nothing."""
     changed = []
     lag, admission = (wishes.lag, wishes.lag_by, wishes.lag_at), _admission_of(wishes)
@@ -35,12 +33,8 @@ def follow(memory: Memory, wishes: Wishes, version: int) -> tuple[Memory, str]:
 
 
 def wanted_by_operator(config: Config, memory: Memory) -> Setting:
-    """What the operator wants, in numbers; what cannot be read is the configuration's."""
-    _, admission = _operators(memory)
-    most = config.admission.max_staleness
-    wished = _parsed(admission[0]).get("max_staleness")
-    ahead = wished if isinstance(wished, int) and 0 <= wished <= most else most
-    return Setting(operators_lag(config, memory).largest, ahead)
+    """What the operator wants, in numbers."""
+    return Setting(operators_lag(config, memory).largest, _operators_budgets(config, memory).max_staleness)
 
 
 def operators_lag(config: Config, memory: Memory) -> LagSetting:
@@ -55,8 +49,8 @@ def fields_of(config: Config, before: Memory, after: Memory, action: Action, now
     if after.lag is not None:
         lag = (to_wish(operators_lag(config, after).capped(after.lag)), CONTROLLER, str(now))
     if after.max_staleness is not None:
-        text = {**_parsed(admission[0]), "max_staleness": after.max_staleness}
-        admission = (json.dumps(text, sort_keys=True), CONTROLLER, str(now))
+        narrowed = replace(_operators_budgets(config, after), max_staleness=after.max_staleness)
+        admission = (narrowed.wish(config).decode(), CONTROLLER, str(now))
     fields: dict[str, str] = {"paused": "1", "paused_by": CONTROLLER} if action.kind == "pause" else {}
     if after.lag != before.lag:
         fields |= dict(zip(("lag", "lag_by", "lag_at"), lag, strict=True))
@@ -69,9 +63,10 @@ def _operators(memory: Memory) -> tuple[Wish, Wish]:
     return memory.lag_wish or ("", "", ""), memory.admission_wish or ("", "", "")
 
 
-def _admission_of(wishes: Wishes) -> Wish:
+def _admission_of(wishes: Wanted) -> Wish:
     return wishes.admission, wishes.admission_by, wishes.admission_at
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    return untrusted.json_object(text.encode())
+def _operators_budgets(config: Config, memory: Memory) -> Budgets:
+    _, admission = _operators(memory)
+    return budgets(config, admission[0].encode())

@@ -7,7 +7,7 @@ import pytest
 from shared.control import ControlState
 from shared.keys import Keys
 from shared.redis_client import Client
-from shared.steering import CONTROLLER, Steering, Wishes
+from shared.steering import CONTROLLER, Steering, Wanted
 
 LAGGING = {"lag": "4", "lag_by": CONTROLLER, "lag_at": "1.0"}
 
@@ -36,7 +36,7 @@ def test_one_holds_the_lease_until_it_runs_out(steering: Steering, client: Clien
 
 def test_an_act_writes_wish_memory_and_event(steering: Steering, control: ControlState) -> None:
     steering.claim("a", 30)
-    assert steering.wishes() == Wishes()
+    assert steering.wishes() == Wanted()
     assert steering.act("a", {"lag": 4}, {"lag": ""}, LAGGING, ("controller", "narrower"))
     assert (control.lag_wish().text, control.lag_wish().by) == (b"4", CONTROLLER)
     assert steering.state() == {"lag": 4}
@@ -50,7 +50,7 @@ def test_nothing_is_written_without_the_lease(steering: Steering, control: Contr
     assert not steering.act("a", {"lag": 4}, {}, LAGGING, ("controller", "narrower"))
     steering.claim("b", 30)
     assert not steering.act("a", {"lag": 4}, {}, LAGGING, ("controller", "narrower"))
-    assert (steering.state(), steering.wishes(), control.events()) == ({}, Wishes(), [])
+    assert (steering.state(), steering.wishes(), control.events()) == ({}, Wanted(), [])
 
 
 def test_an_operator_who_is_a_moment_earlier_wins(steering: Steering, control: ControlState) -> None:
