@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from services.controller.decide import Setting
+from services.controller.evidence import HYSTERESIS
 from services.controller.simulation import Point, World, simulate
+from services.history import Row
 from services.plot import BLUE, GREEN, GREY, ORANGE
 from shared.config.controller import ControllerConfig
 
 STEPS = 1200
 SEED = 1
+LEAST = 3e-4  # share of the weight that is drawn
 EVENTS = ((150, "lag 16 wanted"), (450, "drift / 4"), (800, "drift x 20"), (950, "drift / 20"))
 SHARES = (0.1, 0.2, 0.4, 0.8)  # of the limit, that is lost at the median step
 COMPLETIONS = (16, 64, 256)
@@ -54,31 +57,32 @@ def draw(path: Path) -> None:
     figure = Figure(figsize=(10, 7.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     trust, stale, asked = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
-    _lines(trust, left, steered, "token_ess")
-    trust.axhline(ControllerConfig().token_ess, color=ORANGE, linewidth=1, linestyle=":", label="controller.token_ess")
-    trust.set(ylabel="token ESS", ylim=(0, 1.02))
-    _lines(stale, left, steered, "staleness_mean")
+    rules = ControllerConfig()
+    _lines(trust, left, steered, lambda row: max(LEAST, 1 - row["token_ess"]))
+    trust.axhline(1 - rules.token_ess, color=ORANGE, linewidth=1, label="too much: controller.token_ess")
+    trust.axhline((1 - rules.token_ess) / HYSTERESIS, color=ORANGE, linewidth=1, linestyle=":", label="little: good")
+    trust.set(ylabel="lost: 1 - token ESS", yscale="log", ylim=(LEAST, 1.1))
+    _lines(stale, left, steered, lambda row: row["staleness_mean"])
     stale.set(ylabel="staleness (versions)")
     x = range(STEPS)
-    asked.plot(x, [p.wanted.lag for p in steered], color=BLUE, linewidth=1, linestyle=":", label="lag wanted")
-    asked.plot(x, [p.setting.lag for p in steered], color=BLUE, label="lag")
-    asked.plot(x, [p.wanted.max_staleness for p in steered], color=ORANGE, linewidth=1, linestyle=":")
-    asked.plot(x, [p.setting.max_staleness for p in steered], color=ORANGE, label="max_staleness")
+    for color, name in ((BLUE, "lag"), (ORANGE, "max_staleness")):
+        asked.plot(x, [getattr(p.wanted, name) for p in steered], color=color, linewidth=1, linestyle=":")
+        asked.plot(x, [getattr(p.setting, name) for p in steered], color=color, label=f"{name} (dotted: wanted)")
     asked.set(ylabel="asked for (versions)", xlabel="optimizer step")
     for axis in (trust, stale, asked):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(loc="upper left", frameon=False, fontsize=8)
-    for step, text in EVENTS:
-        trust.annotate(text, (step, 0.02), fontsize=8, rotation=90, ha="right", va="bottom", color="#475569")
-        for axis in (trust, stale, asked):
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=8)
+        for step, _ in EVENTS:
             axis.axvline(step, color=GREY, linewidth=0.8)
+    for step, text in EVENTS:
+        trust.annotate(text, (step, LEAST * 1.2), fontsize=8, rotation=90, ha="right", va="bottom", color="#475569")
     figure.savefig(path)
 
 
-def _lines(axis: Any, left: Sequence[Point], steered: Sequence[Point], name: str) -> None:
+def _lines(axis: Any, left: Sequence[Point], steered: Sequence[Point], value: Callable[[Row], float]) -> None:
     for points, color, label in ((left, GREY, "without"), (steered, GREEN, "with the controller")):
-        axis.plot(range(STEPS), [point.row[name] for point in points], color=color, linewidth=1, label=label)
+        axis.plot(range(STEPS), [value(point.row) for point in points], color=color, linewidth=1, label=label)
 
 
 def main() -> int:
