@@ -10,16 +10,16 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from services.controller.decide import Action, Memory, Seen, decide
+from services.controller.decide import Action, Memory, Seen, decide, setting_of
 from services.controller.evidence import floor_of
-from services.controller.wishes import fields_of, follow, wanted_by_operator
+from services.controller.wishes import corrected, fields_of, follow, wanted_by_operator
 from shared.config import Config
 from shared.control import ControlState
 from shared.errors import StreamError
 from shared.keys import Keys
 from shared.log import Logger
 from shared.redis_client import Client
-from shared.steering import Steering
+from shared.steering import Steering, Wanted
 from shared.stream import backlog
 
 LOOK_S = 1.0
@@ -62,21 +62,30 @@ class Controller:
         latest = self._control.latest()
         if latest is None:
             return
-        before, wishes = remembered(self._steering.state()), self._steering.wishes()
+        before, wishes, now = remembered(self._steering.state()), self._steering.wishes(), time.time()
         memory, told = follow(before, wishes, latest.policy_version)
         if told:
             self._write(memory, {}, {}, None, told)
             return
+        memory, fields = corrected(self._config, memory, wishes, now)
+        if fields:
+            most = setting_of(memory, wanted_by_operator(self._config, memory)).lag
+            text = f"the configuration has changed: servers are to lag by at most {most} versions"
+            self._write(memory, asdict(wishes), fields, None, text)
+        elif wishes.paused != "1":
+            self._decide(before, memory, wishes, latest.policy_version)
+
+    def _decide(self, before: Memory, memory: Memory, wishes: Wanted, version: int) -> None:
         rows = self._new_rows(memory)
         if rows and memory.seen_at < 0:  # it begins to watch now: what was before is not its business
             memory = replace(memory, seen_at=float(rows[-1]["at"]), step=int(rows[-1]["step"]))
             rows = []
-        memory, action = decide(self._config.controller, memory, self._seen(memory, rows, latest.policy_version))
+        memory, action = decide(self._config.controller, memory, self._seen(memory, rows, version))
         if action is not None:
-            wanted = fields_of(self._config, before, memory, action, time.time())
+            fields = fields_of(self._config, before, memory, action, time.time())
             if action.kind == "sync" and self._may_publish():
-                wanted["publish_above"] = str(latest.policy_version)
-            self._write(memory, asdict(wishes), wanted, action, action.because)
+                fields["publish_above"] = str(version)
+            self._write(memory, asdict(wishes), fields, action, action.because)
         elif memory != before:
             self._write(memory, {}, {}, None, "")
 
@@ -104,7 +113,7 @@ class Controller:
         event = ("controller", text) if text else None
         done = self._steering.act(self._who, asdict(memory), expected, wanted, event)
         if text:
-            kind = action.kind if action else "begin anew"
+            kind = action.kind if action else "follow"
             (self._log.info if done else self._log.warning)("controller", kind=kind, because=text, done=done)
 
     def _may_publish(self) -> bool:

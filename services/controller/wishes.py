@@ -45,18 +45,36 @@ def operators_lag(config: Config, memory: Memory) -> LagSetting:
 
 def fields_of(config: Config, before: Memory, after: Memory, action: Action, now: float) -> dict[str, str]:
     """The fields of the control state's `desired` that an action changes."""
-    lag, admission = _operators(after)
-    if after.lag is not None:
-        lag = (to_wish(operators_lag(config, after).capped(after.lag)), CONTROLLER, str(now))
-    if after.max_staleness is not None:
-        narrowed = replace(_operators_budgets(config, after), max_staleness=after.max_staleness)
-        admission = (narrowed.wish(config).decode(), CONTROLLER, str(now))
     fields: dict[str, str] = {"paused": "1", "paused_by": CONTROLLER} if action.kind == "pause" else {}
     if after.lag != before.lag:
-        fields |= dict(zip(("lag", "lag_by", "lag_at"), lag, strict=True))
+        fields |= _lag_fields(config, after, now)
     if after.max_staleness != before.max_staleness:
-        fields |= dict(zip(("admission", "admission_by", "admission_at"), admission, strict=True))
+        fields |= _admission_fields(config, after, now)
     return fields
+
+
+def corrected(config: Config, memory: Memory, wanted: Wanted, now: float) -> tuple[Memory, dict[str, str]]:
+    """Where the configuration has changed since: the fields that bring the lag that it asks for within that."""
+    if memory.lag is None or wanted.lag_by != CONTROLLER:
+        return memory, {}
+    within = memory if memory.lag < operators_lag(config, memory).largest else replace(memory, lag=None)
+    fields = _lag_fields(config, within, now)
+    return (memory, {}) if fields["lag"] == wanted.lag else (within, fields)
+
+
+def _lag_fields(config: Config, memory: Memory, now: float) -> dict[str, str]:
+    lag, _ = _operators(memory)
+    if memory.lag is not None:
+        lag = (to_wish(operators_lag(config, memory).capped(memory.lag)), CONTROLLER, str(now))
+    return dict(zip(("lag", "lag_by", "lag_at"), lag, strict=True))
+
+
+def _admission_fields(config: Config, memory: Memory, now: float) -> dict[str, str]:
+    _, admission = _operators(memory)
+    if memory.max_staleness is not None:
+        narrowed = replace(_operators_budgets(config, memory), max_staleness=memory.max_staleness)
+        admission = (narrowed.wish(config).decode(), CONTROLLER, str(now))
+    return dict(zip(("admission", "admission_by", "admission_at"), admission, strict=True))
 
 
 def _operators(memory: Memory) -> tuple[Wish, Wish]:

@@ -34,6 +34,12 @@ ORDER: dict[Vote, int] = {"good": 0, "unclear": 1, "low": 2, "collapsed": 3}
         (0.85, {}, 0.93, "unclear"),  # the engines alone lose .07
         (0.5, {"largest_weight_share": 0.0213}, 1.0, "unclear"),  # all but one token are even
         (0.05, {"largest_weight_share": 0.09678}, 1.0, "unclear"),
+        (
+            0.303,
+            {"largest_weight_share": 0.0355, "tokens": 1845, "top_1_percent_mass": 0.056},
+            1.0,
+            "unclear",
+        ),  # as seen
         (0.99, {"top_1_percent_mass": 0.3}, 1.0, "low"),
         (0.99, {"top_1_percent_mass": 0.3, "largest_weight_share": 0.25}, 1.0, "unclear"),
         (math.nan, {}, 1.0, "low"),

@@ -147,6 +147,28 @@ def test_an_early_version_is_not_wished_for_where_it_would_make_groups_too_stale
     assert run.control.publish_above() == -1
 
 
+def test_while_the_operator_pauses_the_run_it_does_nothing(run: Run) -> None:
+    run.control.set_paused(True)
+    run.steps([0.2] * 9, lag=16, queue=4)
+    run.first.look()
+    assert (run.told(), run.memory.low) == ([], 0)
+    run.control.set_paused(False)
+    run.first.look()
+    assert run.memory.level == "synced"
+
+
+def test_a_configuration_that_allows_less_holds_at_once(run: Run, config: Config, client: Client) -> None:
+    run.steps([0.8, 0.8], lag=16, queue=4)
+    run.first.look()
+    assert run.control.lag_wish().text == b"8"
+    again = load_config(None, [f"redis.url={config.redis.url}", f"run.id={config.run.id}", "rollout.lag=6"], {})
+    for _ in range(2):
+        Controller(again, client, "a", log.configure(config.run.id, "a")).look()
+        assert (run.control.lag_wish().text, run.steering.wishes().lag_by) == (b"", "")
+    assert "the configuration has changed: servers are to lag by at most 6 versions" in run.told()[0]
+    assert len(run.told()) == 2
+
+
 def test_of_two_control_planes_one_acts_and_the_other_goes_on(run: Run) -> None:
     second = run.controller("b")
     run.steps([0.8], lag=16)
