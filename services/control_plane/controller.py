@@ -48,8 +48,8 @@ def _sentence(memory: Memory, holder: str, config: Config, now: float) -> str:
     holds, wait = setting_of(memory, wanted), CALM * rules.patience * memory.calm
     return (
         f"The controller holds lag at {holds.lag} (wanted: {wanted.lag}) and draws {holds.max_staleness} ahead "
-        f"(wanted: {wanted.max_staleness}), because {memory.said}. It widens after {wait} good steps in a row "
-        f"({memory.good} so far).{spent}"
+        f"(wanted: {wanted.max_staleness}), because {memory.said}. It widens when {wait} more "
+        f"steps were good than unclear since the last low one ({memory.good} now).{spent}"
     )
 
 

@@ -198,8 +198,9 @@ def _escalate(rules: ControllerConfig, memory: Memory, seen: Seen, row: Mapping[
 
 
 def _sync(now: Setting, why: str) -> Action:
-    text = f"the run is synchronous from now on (lag 0 instead of {now.lag}, nothing drawn ahead instead of "
-    return Action("sync", SYNCHRONOUS, f"{why}: {text}{now.max_staleness} versions), the learner publishes at once")
+    text = f"lag 0 instead of {now.lag}, nothing drawn ahead instead of {now.max_staleness} versions"
+    more = "servers get no work before they serve the newest version"
+    return Action("sync", SYNCHRONOUS, f"{why}: the run is synchronous from now on ({text}); {more}")
 
 
 def _widen(memory: Memory, seen: Seen, row: Mapping[str, Any]) -> Action | None:
@@ -212,7 +213,7 @@ def _widen(memory: Memory, seen: Seen, row: Mapping[str, Any]) -> Action | None:
         now, max_staleness=min(wanted.max_staleness, now.max_staleness + max(1, now.max_staleness // 4))
     )
     ahead_first = (now.max_staleness + 1) * (wanted.lag + 1) <= (now.lag + 1) * (wanted.max_staleness + 1)
-    why = f"token ESS is {_ess(row)} after {memory.good} good steps in a row"
+    why = f"token ESS is {_ess(row)}, and {memory.good} more steps were good than unclear since the last low one"
     if (ahead_first and more_ahead != now) or more_lag == now:
         text = f"servers may draw {more_ahead.max_staleness} versions ahead instead of {now.max_staleness}"
         return Action("widen", more_ahead, f"{why}: {text} (wanted: {wanted.max_staleness})")

@@ -85,7 +85,8 @@ class Controller:
             fields = fields_of(self._config, before, memory, action, time.time())
             if action.kind == "sync" and self._may_publish():
                 fields["publish_above"] = str(version)
-            self._write(memory, asdict(wishes), fields, action, action.because)
+                memory = replace(memory, said=f"{memory.said}, and the learner publishes one at once")
+            self._write(memory, asdict(wishes), fields, action, memory.said)
         elif memory != before:
             self._write(memory, {}, {}, None, "")
 
@@ -117,10 +118,10 @@ class Controller:
             (self._log.info if done else self._log.warning)("controller", kind=kind, because=text, done=done)
 
     def _may_publish(self) -> bool:
-        """One version more makes all that is out one version staler: only where that makes nothing too stale."""
+        """True where that is not done with every batch, and the version more makes nothing too stale that is out."""
         held, learner = backlog(self._client, self._keys), self._config.learner
-        out = held.unapplied + held.leased
-        return out <= self._config.admission.max_staleness * learner.groups_per_publish
+        fits = held.unapplied + held.leased <= self._config.admission.max_staleness * learner.groups_per_publish
+        return fits and learner.groups_per_publish > learner.groups_per_batch
 
     def _run(self) -> None:
         while not self._ended.wait(LOOK_S):

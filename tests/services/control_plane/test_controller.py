@@ -64,7 +64,7 @@ def test_nobody_at_the_lease_is_said(http: TestClient) -> None:
         (
             Memory(lag=4, said="it fell", good=3),
             "narrowed",
-            "because it fell. It widens after 12 good steps in a row (3",
+            "because it fell. It widens when 12 more steps were good than unclear since the last low one (3 now)",
         ),
         (Memory(lag=0, max_staleness=0, synced=True), "synced", "holds lag at 0 (wanted: 16) and draws 0 ahead"),
         (Memory(paused=True, said="it fell. Resume"), "paused", "has paused the run: it fell. Resume."),

@@ -125,6 +125,7 @@ def test_a_collapse_makes_the_run_synchronous_and_then_pauses_it_until_the_opera
     wishes = run.steering.wishes()
     assert (wishes.lag, json.loads(wishes.admission)) == ("0", {"max_staleness": 0})
     assert run.control.publish_above() == run.step
+    assert "and the learner publishes one at once" in run.told()[0]
     run.steps([0.2] * 2)
     run.first.look()
     assert run.control.paused_by() == CONTROLLER
@@ -138,7 +139,10 @@ def test_a_collapse_makes_the_run_synchronous_and_then_pauses_it_until_the_opera
     assert "somebody else has changed the pause" in run.told()[0]
 
 
-def test_an_early_version_is_not_wished_for_where_it_would_make_groups_too_stale(run: Run) -> None:
+def test_an_early_version_is_not_wished_for_where_it_would_make_groups_too_stale(
+    config: Config, client: Client
+) -> None:
+    run = Run(config, client, "learner.publish_every=2", "learner.checkpoint_every=2")
     many = run.config.learner.groups_per_publish * run.config.admission.max_staleness + 1
     run.client.sadd(run.keys.unapplied, *range(many))
     run.steps([0.2, 0.2], lag=16, queue=4)
