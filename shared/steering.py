@@ -8,15 +8,14 @@ the act was made from: an operator who is a moment earlier wins.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shared import scripts, untrusted
-from shared.control import EVENT_ROWS
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
+from shared.wishes import EVENT_ROWS, event_row
 
 CONTROLLER = "controller"  # who a wish is by
 _FIELDS = ("lag", "lag_by", "lag_at", "admission", "admission_by", "admission_at", "paused", "paused_by")
@@ -89,9 +88,8 @@ class Steering:
             StreamError: Redis does not answer, or is full.
 
         """
-        row = {"kind": event[0], "text": event[1], "by": CONTROLLER, "at": time.time()} if event else None
         before, after = (_flat(fields or {}) for fields in (expected, wanted))
-        said = [json.dumps(row) if row else "", EVENT_ROWS]
+        said = [event_row(*event, CONTROLLER) if event else "", EVENT_ROWS]
         return int(self._act(who, json.dumps(state), *said, *before, *after)) == 1
 
 

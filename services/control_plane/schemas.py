@@ -249,7 +249,7 @@ class Problem(Answer):
 
 def status_answer(status: RunStatus, config: Config) -> Status:
     """The API's view of a run."""
-    judged = verdict(status)
+    judged, controller = verdict(status), controller_fields(status, config)
     return Status(
         run_id=status.run_id,
         phase=status.phase,
@@ -266,7 +266,7 @@ def status_answer(status: RunStatus, config: Config) -> Status:
         pending_evaluations=list(status.pending_evaluations),
         events=[Event.model_validate(event) for event in status.events],
         dead_letters={reason: DeadLetterTotals(**asdict(t)) for reason, t in status.dead_letters.items()},
-        controller=Controller(**fields) if (fields := controller_fields(status, config)) else None,
+        controller=None if controller is None else Controller(**controller),
     )
 
 

@@ -90,5 +90,6 @@ def floor_of(row: Mapping[str, Any], servers: Iterable[Mapping[str, Any]]) -> fl
 
 def _number(row: Mapping[str, Any], name: str) -> float | None:
     value = row.get(name)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return None
+    return float(value)

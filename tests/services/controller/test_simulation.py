@@ -23,7 +23,7 @@ def stale(lag: int = 16, drift: float = FAST) -> World:
 
 
 def ess(points: Sequence[Point]) -> float:
-    return median(point.row["token_ess"] for point in points)
+    return float(median(point.row["token_ess"] for point in points))
 
 
 def changes(points: Sequence[Point]) -> list[str]:
