@@ -14,7 +14,7 @@ from services.controller.simulation import Point, World, simulate
 from shared.config.controller import ControllerConfig
 
 RULES = ControllerConfig()
-SEEDS = range(5)
+SEEDS = range(3)
 FAST = 0.05  # nats a version: lag 16 and max_staleness 4 lose two thirds of the weight, staleness 6 a tenth
 
 
