@@ -166,7 +166,7 @@ class Learner:
             return True
         training = self.training
         training.train(training.intake.take(training.lineage))
-        if training.publish_due:
+        if training.publish_due or self._wanted_at_once():
             training.publish(self.evaluations)
         training.record()
         if training.checkpoint_due or training.is_pressed(self._backlog(), waiting=False):
@@ -212,17 +212,25 @@ class Learner:
         return False
 
     def _paused(self) -> bool:
-        if not self._patiently("see whether the run is paused", self.control.paused):
+        who = self._patiently("see whether the run is paused", self.control.paused_by)
+        if not who:
             if self._phase_is("paused"):
                 self._tell_phase("running")
             return False
         if not self._phase_is("paused"):
-            self._tell_phase("paused", "by the operator")
-        self.heartbeat.set_state("paused by the operator")
+            self._tell_phase("paused", f"by the {who}")
+        self.heartbeat.set_state(f"paused by the {who}")
         self._idle = None
         time.sleep(PAUSE_POLL_S)
         self.training.clock.ready()
         return True
+
+    def _wanted_at_once(self) -> bool:
+        """True where somebody wants a version above the newest, and there is one to publish."""
+        if not self.training.unpublished:
+            return False
+        above = self._patiently("see whether a version is wanted", self.control.publish_above)
+        return above >= self.training.lineage.latest
 
     def _look_at_evaluations(self) -> None:
         for result in self.evaluations.collect(self.training.lineage):

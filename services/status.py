@@ -10,6 +10,7 @@ from shared.control import ControlState, EvaluationResult, Latest, Phase
 from shared.keys import Keys
 from shared.letters import ReasonTotals, totals
 from shared.redis_client import Client
+from shared.steering import Steering
 from shared.stream import Backlog, backlog
 
 
@@ -50,6 +51,9 @@ class RunStatus:
     paused: bool
     events: tuple[dict[str, Any], ...]  # newest first
     dead_letters: Mapping[str, ReasonTotals] = field(default_factory=dict)  # by reason, since the run began
+    paused_by: str = ""  # who wants it to stand still
+    controller: Mapping[str, Any] = field(default_factory=dict)  # what it remembers, as stored
+    controller_holder: str = ""  # the control plane whose controller acts
 
     def of_kind(self, kind: str) -> list[Member]:
         """The members of one kind."""
@@ -62,9 +66,10 @@ class RunStatus:
 
 def read_status(client: Client, keys: Keys, events: int = 50) -> RunStatus:
     """Reads the run's control state. Raises StreamError where Redis does not answer as it should."""
-    control = ControlState(client, keys)
+    control, steering = ControlState(client, keys), Steering(client, keys)
     phase, reason = control.phase()
     rows = control.history(last=1)
+    paused_by = control.paused_by()
     members = [
         Member(component, _kind(component, values), values is not None, values or {})
         for component, values in control.members().items()
@@ -79,9 +84,12 @@ def read_status(client: Client, keys: Keys, events: int = 50) -> RunStatus:
         last=rows[-1] if rows else None,
         evaluations=tuple(control.evaluations()),
         pending_evaluations=tuple(control.pending_evaluations()),
-        paused=control.paused(),
+        paused=bool(paused_by),
         events=tuple(control.events(last=events)),
         dead_letters=totals(client, keys),
+        paused_by=paused_by,
+        controller=steering.state(),
+        controller_holder=steering.holder(),
     )
 
 

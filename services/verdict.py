@@ -43,7 +43,8 @@ def _standing(status: RunStatus) -> Verdict | None:
     if learner is not None and not learner.alive:
         return Verdict("bad", "The learner sends no heartbeat any more: nothing is trained until it is back.")
     if status.paused:
-        return Verdict("idle", "Paused by the operator: nothing is drawn or trained until the run is resumed.")
+        who = status.paused_by or "operator"
+        return Verdict("idle", f"Paused by the {who}: nothing is drawn or trained until the run is resumed.")
     return _starting(status) if status.last is None else None
 
 

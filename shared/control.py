@@ -255,15 +255,26 @@ class ControlState:
         return found[0][0].decode() if found else "0-0"
 
     # -- the operator's wish --------------------------------------------------------------------
-    def set_paused(self, paused: bool) -> None:
+    def set_paused(self, paused: bool, by: str = "operator") -> None:
         """Asks everybody to stop admitting and training, or to go on."""
         with translated():
-            self._client.hset(self._keys.desired, "paused", int(paused))
+            self._client.hset(self._keys.desired, mapping={"paused": int(paused), "paused_by": by})
+
+    def paused_by(self) -> str:
+        """Who wants the run to stand still; '' for nobody."""
+        with translated():
+            paused, by = self._client.hmget(self._keys.desired, "paused", "paused_by")
+        return (by or b"operator").decode(errors="replace")[: untrusted.MAX_TEXT] if paused == b"1" else ""
 
     def paused(self) -> bool:
-        """True while the operator wants the run to stand still."""
+        """True while the run is to stand still."""
+        return bool(self.paused_by())
+
+    def publish_above(self) -> int:
+        """Whoever wants the learner to publish wants a version above this one; -1 for nobody."""
         with translated():
-            return bool(self._client.hget(self._keys.desired, "paused") == b"1")
+            version = untrusted.number(self._client.hget(self._keys.desired, "publish_above") or b"")
+        return -1 if version is None else version
 
     def set_record_bytes(self, max_bytes: int) -> None:
         """Asks the learner to keep at most this many bytes of recorded steps, from its next batch on; 0: none more."""

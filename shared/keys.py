@@ -120,8 +120,21 @@ class Keys:
 
     @property
     def desired(self) -> str:
-        """Hash: what the operator wants (paused, record_bytes; lag, admission and objective with _by and _at)."""
+        """Hash: what is wanted (record_bytes; lag, paused, admission and objective with _by; publish_above).
+
+        publish_above: the learner publishes at the next chance where its newest version is not above it.
+        """
         return self._key("desired")
+
+    @property
+    def controller(self) -> str:
+        """String: JSON of what the controller has seen and done."""
+        return self._key("controller")
+
+    @property
+    def controller_lease(self) -> str:
+        """String with expiry: the control plane whose controller acts."""
+        return self._key("controller_lease")
 
     @property
     def draining(self) -> str:

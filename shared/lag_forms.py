@@ -41,6 +41,9 @@ class Form(Protocol):
     def at(self, u: float, step: int) -> int:
         """The lag for a draw u in [0, 1) and so many optimizer steps."""
 
+    def capped(self, most: int) -> Form:
+        """The same with no lag above `most`, and none above what it asks for itself."""
+
 
 @dataclass(frozen=True)
 class Fixed:
@@ -56,6 +59,9 @@ class Fixed:
 
     def at(self, u: float, step: int) -> int:  # noqa: D102
         return self.lag
+
+    def capped(self, most: int) -> Form:  # noqa: D102
+        return Fixed(min(self.lag, most))
 
     def __str__(self) -> str:
         return str(self.lag)
@@ -77,6 +83,9 @@ class Uniform:
     def at(self, u: float, step: int) -> int:  # noqa: D102
         return self.low + math.floor(u * (self.high - self.low + 1))
 
+    def capped(self, most: int) -> Form:  # noqa: D102
+        return Uniform(min(self.low, most), min(self.high, most))
+
     def __str__(self) -> str:
         return f"uniform:{self.low}:{self.high}"
 
@@ -97,6 +106,12 @@ class Choice:
     def at(self, u: float, step: int) -> int:  # noqa: D102
         sums = list(accumulate(self.weights))
         return next((v for v, s in zip(self.values, sums, strict=True) if u * sums[-1] < s), self.values[-1])
+
+    def capped(self, most: int) -> Form:  # noqa: D102
+        weights: dict[int, float] = {}
+        for value, weight in zip(self.values, self.weights, strict=True):
+            weights[min(value, most)] = weights.get(min(value, most), 0) + weight
+        return Choice(tuple(weights), tuple(weights.values()))
 
     def __str__(self) -> str:
         parts = [f"{v}" if w == 1 else f"{v}*{w:g}" for v, w in zip(self.values, self.weights, strict=True)]
@@ -123,6 +138,9 @@ class Geometric:
         whole = -math.expm1((self.high + 1) * stay)
         return min(self.high, math.floor(math.log1p(-u * whole) / stay))
 
+    def capped(self, most: int) -> Form:  # noqa: D102
+        return Geometric(self.p, min(self.high, most))
+
     def __str__(self) -> str:
         return f"geometric:{self.p:g}:{self.high}"
 
@@ -146,6 +164,9 @@ class Schedule:
                 share = (step - begin) / (end - begin) if self.linear else 0
                 return math.floor(lag + share * (following - lag) + 0.5)
         return self.points[-1][1]
+
+    def capped(self, most: int) -> Form:  # noqa: D102 - a straight line between capped points is below the capped line
+        return Schedule(tuple((step, min(lag, most)) for step, lag in self.points), self.linear)
 
     def __str__(self) -> str:
         return "linear:" * self.linear + ",".join(f"{lag}@{step}" for step, lag in self.points)

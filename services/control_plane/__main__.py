@@ -55,6 +55,7 @@ def _serve(config: Any, component: str, logger: Any) -> None:
     from services.control_plane.app import REDIS_TIMEOUT_S, create_app
     from services.control_plane.guard import MAX_HEADER_BYTES
     from services.control_plane.server import Server
+    from services.controller.loop import Controller
     from services.listening import address_of, listen
     from shared.control import ControlState
     from shared.errors import ConfigError
@@ -75,6 +76,7 @@ def _serve(config: Any, component: str, logger: Any) -> None:
     heartbeat.set_state("serving")
     heartbeat.start()
     logger.info("serving", address=address)
+    controller = Controller(config, client, component, logger).start() if config.controller.enabled else None
     try:
         settings = uvicorn.Config(
             app,
@@ -95,6 +97,8 @@ def _serve(config: Any, component: str, logger: Any) -> None:
         server.run(sockets=[listening])
     finally:
         listening.close()
+        if controller is not None:
+            controller.stop()
         heartbeat.stop()
         client.close()
 

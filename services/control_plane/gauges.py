@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from services.control_plane import autoscale
+from services.control_plane.controller import set_controller_gauges
 from services.control_plane.resources import Resources
 from services.status import RunStatus, read_status
 from shared.config import Config
@@ -39,6 +40,7 @@ def set_gauges(here: Resources) -> None:
         steps, held = here.control.history(last=autoscale.STEPS), memory_of(here.client)
     except StreamError:
         gauges.redis_up.set(0)
+        set_controller_gauges(gauges, None, here.config)
         for gauge in (
             *(getattr(gauges, name) for name in STATE),
             *(gauges.members.labels(kind) for kind in KINDS),
@@ -49,6 +51,7 @@ def set_gauges(here: Resources) -> None:
     gauges.redis_up.set(1)
     for name, value in zip(STATE, _state(here.config, status, steps, held), strict=True):
         getattr(gauges, name).set(value)
+    set_controller_gauges(gauges, status, here.config)
     for kind in KINDS:
         gauges.members.labels(kind).set(sum(1 for member in status.of_kind(kind) if member.alive))
     for phase in PHASES:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from services.control_plane.controller import controller_fields
 from services.status import Member, RunStatus
 from services.verdict import Level, verdict
 from shared.config import Config
@@ -155,6 +156,27 @@ def _step_fields() -> dict[str, Any]:
 Step = create_model("Step", __base__=Answer, __doc__="What one optimizer step saw and did.", **_step_fields())
 
 
+class Controller(Answer):
+    """What the controller does, and why."""
+
+    level: Literal["watching", "narrowed", "synced", "paused"]
+    """watching: everything is as the operator wants it; narrowed; synced: lag 0 and nothing drawn ahead; paused."""
+    sentence: str
+    """All of it in words."""
+    holder: str
+    """The control plane whose controller acts; empty: nobody watches."""
+    lag: int | None
+    """The largest lag that it lets servers have, versions; null: the operator's setting."""
+    max_staleness: int | None
+    """Versions that it lets servers draw ahead; null: the operator's setting."""
+    actions: dict[str, int]
+    """What it has done since the run began, by kind: narrow, widen, sync, pause."""
+    actions_left: int
+    """What it may still do within the hour."""
+    changed_at: Number
+    """Unix seconds of the last action; null where there was none."""
+
+
 class Status(Answer):
     """Where the run stands."""
 
@@ -167,7 +189,7 @@ class Status(Answer):
     verdict: str
     """The most important thing to know about the run now, in one sentence."""
     paused: bool
-    """The operator wants the run to stand still."""
+    """The run is to stand still."""
     steps_total: int
     """Optimizer steps after which the run is over (learner.steps)."""
     latest: LatestVersion | None
@@ -184,6 +206,8 @@ class Status(Answer):
     """The newest first."""
     dead_letters: dict[str, DeadLetterTotals]
     """By reason; `trustbatch dead-letters` shows and requeues them."""
+    controller: Controller | None
+    """Null where controller.enabled is false."""
 
 
 class History(Answer):
@@ -225,7 +249,7 @@ class Problem(Answer):
 
 def status_answer(status: RunStatus, config: Config) -> Status:
     """The API's view of a run."""
-    judged = verdict(status)
+    judged, controller = verdict(status), controller_fields(status, config)
     return Status(
         run_id=status.run_id,
         phase=status.phase,
@@ -242,6 +266,7 @@ def status_answer(status: RunStatus, config: Config) -> Status:
         pending_evaluations=list(status.pending_evaluations),
         events=[Event.model_validate(event) for event in status.events],
         dead_letters={reason: DeadLetterTotals(**asdict(t)) for reason, t in status.dead_letters.items()},
+        controller=None if controller is None else Controller(**controller),
     )
 
 

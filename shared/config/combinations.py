@@ -29,6 +29,7 @@ def combination_problems(config: Config) -> Iterator[str]:
         _tiny(config),
         access_problems(config.redis, config.control_plane),
         _scaling(config),
+        _controller(config),
         _overlong(config),
         _store(config.store),
         _transfer(config),
@@ -152,6 +153,20 @@ def _scaling(config: Config) -> Iterator[str]:
     least, most = config.control_plane.least_servers, config.control_plane.most_servers
     if least > most:
         yield f"control_plane.least_servers is {least}; it must be at most control_plane.most_servers ({most})"
+
+
+def _controller(config: Config) -> Iterator[str]:
+    controller = config.controller
+    if controller.pause_token_ess > controller.token_ess:
+        yield (
+            f"controller.pause_token_ess is {controller.pause_token_ess:g}; it must be at most controller.token_ess "
+            f"({controller.token_ess:g})"
+        )
+    if controller.enabled and config.admission.admit.name == "ess":
+        yield (
+            "controller.enabled and admission.admit: ess would both steer the credit by the token ESS: switch one of "
+            "them off"
+        )
 
 
 def _tiny(config: Config) -> Iterator[str]:

@@ -49,6 +49,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "rollout.lag": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "rollout.max_lag": (LEARNER, ROLLOUT, CONTROL_PLANE),  # what is kept, what a server tells, what may be asked for
     "rollout.engine.max_model_len": (LEARNER, ROLLOUT),
+    "controller": (CONTROL_PLANE,),
     "learner": (LEARNER,),
     "learner.idle_deadline_s": (LEARNER, ROLLOUT),
     "learner.steps": (LEARNER, CONTROL_PLANE),

@@ -108,8 +108,17 @@ class LagSetting(ServerLag):
         """The largest lag that any server can be asked for, versions."""
         return max(own.form.largest for own in (self, *self.servers.values()))
 
+    def capped(self, most: int) -> LagSetting:
+        """The same setting with no lag above `most`."""
+        servers = {name: _capped(own, most) for name, own in self.servers.items()}
+        return LagSetting.model_validate({**_capped(self, most), "servers": servers})
+
     def __str__(self) -> str:
         return "; ".join([super().__str__(), *(f"{name}: {own}" for name, own in sorted(self.servers.items()))])
+
+
+def _capped(own: ServerLag, most: int) -> dict[str, Any]:
+    return {"lag": str(own.form.capped(most)), "dwell": own.dwell, "control_share": own.control_share}
 
 
 def to_wish(setting: LagSetting) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from shared.config.combinations import combination_problems
+from shared.config.controller import ControllerConfig
 from shared.config.environment import EnvironmentConfig, EvaluationConfig, ReasoningGymConfig
 from shared.config.lag import LagSetting, from_wish
 from shared.config.learner import LearnerConfig
@@ -35,6 +36,7 @@ class Config(Section):
     learner: LearnerConfig = LearnerConfig()
     admission: AdmissionConfig = AdmissionConfig()
     control_plane: ControlPlaneConfig = ControlPlaneConfig()
+    controller: ControllerConfig = ControllerConfig()
     metrics: MetricsConfig = MetricsConfig()
 
     @property

@@ -25,4 +25,8 @@ class ControlPlaneMetrics:
         self.phase = made.gauge("run_phase")
         self.paused = made.gauge("paused")
         self.last_step_at = made.gauge("last_step_timestamp_seconds")
+        self.controller_level = made.gauge("controller_level")
+        self.controller_lag = made.gauge("controller_lag_versions")
+        self.controller_max_staleness = made.gauge("controller_max_staleness_versions")
+        self.controller_actions = made.gauge("controller_actions")
         self.desired_servers = made.gauge("desired_rollout_servers")

@@ -18,11 +18,13 @@ from shared.scripts.control import (
 from shared.scripts.history import ADD_HISTORY, REWIND, SAMPLE
 from shared.scripts.letters import DEAD_LETTER, REQUEUE
 from shared.scripts.recovery import CLAIM_LOST, RESTORE, RESTORE_PARENTS, SETTLE_CLAIMS
+from shared.scripts.steering import ACT, CLAIM_CONTROLLER
 from shared.scripts.stream import APPEND, DELETE, OLDEST, RELEASE
 from shared.scripts.transfer import ANSWER_TRANSFER, CALL_TRANSFER, WANT_FILES
 from shared.scripts.wishes import MARK, WISH
 
 __all__ = [
+    "ACT",
     "ADD_EXAMPLES",
     "ADD_HISTORY",
     "ALL",
@@ -30,6 +32,7 @@ __all__ = [
     "ANSWER_TRANSFER",
     "APPEND",
     "CALL_TRANSFER",
+    "CLAIM_CONTROLLER",
     "CLAIM_EVALUATION",
     "CLAIM_LOST",
     "DEAD_LETTER",

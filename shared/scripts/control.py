@@ -71,7 +71,7 @@ WISH_LAG = (
     ALLOW_AT_MAXMEMORY
     + """
 local now = redis.call('hget', KEYS[1], 'lag') or ''
-if now == ARGV[1] then return 0 end
+if now == ARGV[1] and (now == '' or redis.call('hget', KEYS[1], 'lag_by') == ARGV[2]) then return 0 end
 if ARGV[4] and now ~= ARGV[4] then return -1 end
 redis.call('hset', KEYS[1], 'lag', ARGV[1], 'lag_by', ARGV[2], 'lag_at', ARGV[3])
 return 1

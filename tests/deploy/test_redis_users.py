@@ -28,6 +28,7 @@ from shared.letters import Letter
 from shared.redis_client import Client, connect, memory_of, server_version
 from shared.runs import known_runs, register
 from shared.series import TIERS
+from shared.steering import Steering
 from shared.stream import Appended, GroupReader, GroupWriter, backlog
 from shared.transfer import Answer, Call, Transfers
 from shared.wishes import ADMISSION, Wishes
@@ -185,6 +186,20 @@ def test_the_control_plane_sees_everything_and_writes_what_is_wanted(run: Run) -
     plane.leave("control-plane:here")
 
 
+def test_the_control_planes_controller_acts(run: Run) -> None:
+    steering = Steering(run.plane, KEYS)
+    assert steering.claim("control-plane:here", 30)
+    wanted = {"lag": "4", "lag_by": "controller", "paused": "1", "paused_by": "controller", "publish_above": "0"}
+    assert steering.act("control-plane:here", {"lag": 4}, {"lag": ""}, wanted, ("controller", "text"))
+    assert (steering.state(), steering.holder()) == ({"lag": 4}, "control-plane:here")
+    assert (run.control.lag_wish().text, run.control.paused_by(), run.control.publish_above()) == (
+        b"4",
+        "controller",
+        0,
+    )
+    assert ControlState(run.plane, KEYS).events()[0]["by"] == "controller"
+
+
 def test_the_learner_keeps_numbers_over_time_and_everybody_who_looks_reads_them(run: Run) -> None:
     register(run.learner, KEYS, 10)
     history = History(run.learner, KEYS)
@@ -294,6 +309,7 @@ ROLLOUT_MAY_NOT = commands(
     "XREAD STREAMS :dead_letters 0 / XADD :dead_letters * a b / DEL :dead_letters / XADD :history * row {} / "
     "XRANGE :history - + / XREVRANGE :events + - / INCR :epoch / SET :epoch 9 / GET :epoch / DEL :epoch / "
     "HSET :latest policy_version 99 / HDEL :latest policy_version / DEL :latest / HSET :parents 99 0 / "
+    "SET :controller {} / SET :controller_lease x / "
     "HSET :phase phase finished / HSET :desired paused 1 / HDEL :desired paused / SET :cursor 0 / SET :bytes 0 / "
     "DECRBY :bytes 9 / DEL :cursor / DEL :leases / DEL :owners / DEL :unapplied / SREM :unapplied 1 / "
     "SMEMBERS :unapplied / SET :heartbeat:learner {} / DEL :heartbeat:learner / SET :heartbeat:control-plane:x {} / "
@@ -333,6 +349,7 @@ CONTROL_PLANE_MAY_NOT = commands(
     "XADD :groups * a b / XDEL :groups 1-1 / DEL :groups / INCR :epoch / HSET :latest policy_version 99 / "
     "HSET :phase phase finished / SET :cursor 0 / SET :heartbeat:learner {} / SADD :unapplied 1 / ZADD :leases 1 1 / "
     "XADD :history * row {} / DEL :dead_letters / DEL :desired / SCRIPT LOAD x / HSET :evaluation_results 0 {} / "
+    "HDEL :desired lag / DEL :controller / DEL :controller_lease / "
     "XREADGROUP GROUP learner rank0 STREAMS :groups > / DEL :heartbeat:rollout:r0 / HSET :series rows 0 / "
     "HSET :series:hours:1 step x / DEL :series:hours:1 / LTRIM :series:open:steps 0 0 / RPUSH :series:open:steps x / "
     "XDEL :dead_letters 1-1 / HSET trustbatch:runs mine {} / HDEL trustbatch:runs mine / SREM :unapplied 1 / "

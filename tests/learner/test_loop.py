@@ -220,10 +220,25 @@ def test_a_pause_stops_training_until_it_is_taken_back(world: World) -> None:
     assert learner.training.step == 0
     assert world.control.phase() == ("paused", "by the operator")
     assert learner.heartbeat.status["state"] == "paused by the operator"
+    world.control.set_paused(True, by="controller")
+    assert learner.iterate()
+    assert learner.heartbeat.status["state"] == "paused by the controller"
     world.control.set_paused(False)
     learner.iterate()
     assert learner.training.step == 1
     assert world.control.phase()[0] == "running"
+
+
+def test_a_wished_version_is_published_before_its_interval_is_over_and_once(make_world: MakeWorld) -> None:
+    world = make_world("learner.publish_every=4", "learner.checkpoint_every=100")
+    learner, latest = world.learner(), []
+    for step in range(3):
+        if step == 1:
+            world.client.hset(world.keys.desired, "publish_above", 0)
+        world.append(4, version=0)
+        learner.iterate()
+        latest.append(world.latest)
+    assert latest == [0, 1, 1]
 
 
 def test_an_orderly_stop_publishes_and_saves_what_was_trained(make_world: MakeWorld) -> None:

@@ -193,6 +193,8 @@ def test_an_operator_and_the_end_of_the_run_stop_admission(
 ) -> None:
     control.set_paused(True)
     assert server(client, keys).lease(1, 0).reason == "paused by the operator"
+    control.set_paused(True, by="controller")
+    assert server(client, keys).lease(1, 0).reason == "paused by the controller"
     control.set_paused(False)
     assert server(client, keys).lease(1, 0).indices == (0,)
     control.set_phase("finished")

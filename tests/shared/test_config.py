@@ -140,6 +140,11 @@ def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(override: str, 
         (["store.transfer.kind=gloo", "learner.device=cuda"], r"gloo, which does not go with learner\.device cuda"),
         (["store.transfer.kind=nccl", "rollout.engine.device=cpu"], r"not go with rollout\.engine\.device cpu"),
         (["store.transfer.kind=gloo", "rollout.engine.tensor_parallel_size=2"], r"tensor_parallel_size must be 1"),
+        (
+            ["controller.token_ess=0.4"],
+            r"controller\.pause_token_ess is 0\.5; it must be at most controller\.token_ess \(0\.4",
+        ),
+        (["controller.enabled=true", "admission.admit=ess"], r"admit: ess would both steer .* switch one of them off"),
         (["redis.max_memory=64MiB"], r"redis\.max_memory is 67,108,864; it must be at least twice"),
     ],
 )

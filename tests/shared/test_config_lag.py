@@ -85,3 +85,18 @@ def test_equal_settings_have_equal_texts() -> None:
     one = LagSetting.model_validate({"servers": {"b": 1, "a": {"lag": "4"}}, "lag": "choice:0*1,4"})
     other = LagSetting.model_validate({"lag": "choice:0,4", "servers": {"a": 4, "b": {"lag": 1, "dwell": None}}})
     assert to_wish(one) == to_wish(other)
+
+
+def test_a_capped_setting_keeps_dwell_control_arm_and_servers() -> None:
+    setting = LagSetting.model_validate(
+        {"lag": "choice:0,4*2,16", "dwell": "8 versions", "control_share": 0.25, "servers": {"r1": 12, "r2": 1}}
+    )
+    capped = setting.capped(3)
+    assert (str(capped.form), capped.dwell, capped.control_share, capped.largest) == (
+        "choice:0,3*3",
+        "8 versions",
+        0.25,
+        3,
+    )
+    assert {name: own.lag for name, own in capped.servers.items()} == {"r1": 3, "r2": 1}
+    assert setting.capped(16) == setting

@@ -87,9 +87,19 @@ def test_phase_and_pause(control: ControlState) -> None:
     control.set_phase("failed", "no groups for 600 s")
     assert control.phase() == ("failed", "no groups for 600 s")
     control.set_paused(True)
-    assert control.paused()
+    assert (control.paused(), control.paused_by()) == (True, "operator")
+    control.set_paused(True, by="controller")
+    assert control.paused_by() == "controller"
     control.set_paused(False)
-    assert not control.paused()
+    assert (control.paused(), control.paused_by()) == (False, "")
+
+
+def test_a_version_may_be_wished_for(control: ControlState, client: Client, keys: Keys) -> None:
+    assert control.publish_above() == -1
+    client.hset(keys.desired, "publish_above", 0)
+    assert control.publish_above() == 0
+    client.hset(keys.desired, "publish_above", "much")
+    assert control.publish_above() == -1
 
 
 def test_the_wish_for_recorded_bytes(control: ControlState, client: Client, keys: Keys) -> None:
@@ -104,14 +114,16 @@ def test_the_wish_for_recorded_bytes(control: ControlState, client: Client, keys
 
 def test_a_wish_for_a_lag_may_be_repeated_and_says_who_and_when(control: ControlState) -> None:
     assert control.lag_wish() == LagWish()
+    assert control.wish_lag(b"8", "bob")
     assert control.wish_lag(b"8", "ann")
-    assert not control.wish_lag(b"8", "bob")
+    assert not control.wish_lag(b"8", "ann")
     found = control.lag_wish()
     assert (found.text, found.by, time.time() - (found.at or 0) < 60) == (b"8", "ann", True)
     with pytest.raises(StreamError, match="somebody else has just changed the lag"):
         control.wish_lag(b"9", "bob", instead_of=b"7")
     assert control.wish_lag(b"9", "bob", instead_of=b"8")
     assert control.wish_lag(b"", "bob")
+    assert not control.wish_lag(b"", "ann")
     assert control.lag_wish() == LagWish()
 
 

@@ -105,3 +105,15 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     except ValueError:
         return
     assert parse(str(form)) == form
+
+
+@pytest.mark.parametrize("text", [*GOOD, "choice:16,0,8", "uniform:6:9"])
+@given(most=st.integers(0, 20), step=st.integers(0, 400))
+def test_a_capped_form_asks_for_no_more_than_the_cap_and_the_form_itself(text: str, most: int, step: int) -> None:
+    form, capped = parse(text), parse(text).capped(most)
+    assert parse(str(capped)) == capped
+    assert (capped.drawn, capped.by_step) == (form.drawn, form.by_step)
+    draws = [(i + 0.5) / 60 for i in range(60)]
+    ours, theirs = (sorted(f.at(u, step) for u in draws) for f in (capped, form))
+    assert all(own <= min(most, other) for own, other in zip(ours, theirs, strict=True))
+    assert str(form.capped(1024)) == text

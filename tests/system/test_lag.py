@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +22,10 @@ from shared.store import PolicyStore
 from shared.types import Group
 from tests.rollout.models import load_model, logprobs_of, save_model
 from tests.rollout.run import small
+from tests.system.processes import processes, wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).parents[2]
 PLATEAUS: list[tuple[int, int | None]] = [
     (0, 0),
     (3, 1),
@@ -41,32 +35,6 @@ PLATEAUS: list[tuple[int, int | None]] = [
     (70, 0),
     (74, None),
 ]  # (from this step on, lag); None: the end
-
-
-@contextmanager
-def processes(*commands: list[str], log: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Runs them until the block ends."""
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with log.open("wb") as output:
-        started = [
-            subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=output, stderr=output, env=environ)
-            for command in commands
-        ]
-        try:
-            yield started
-        finally:
-            for process in started:
-                process.terminate()
-            for process in started:
-                process.wait(timeout=60)
-
-
-def wait_for(there: Callable[[], bool], what: str, running: list[subprocess.Popen[bytes]], log: Path) -> None:
-    ends = time.monotonic() + 180
-    while not there():
-        assert time.monotonic() < ends, f"waited for {what}: {log.read_text()[-3000:]}"
-        assert all(process.poll() is None for process in running), log.read_text()[-3000:]
-        time.sleep(0.02)
 
 
 def drawn_groups(client: Client, keys: Keys) -> dict[int, Group]:

@@ -18,7 +18,7 @@ from shared.redis_client import Client
 from tests.rollout.models import save_model
 from tests.rollout.run import small
 from tests.system.conftest import wait_for
-from tests.system.test_lag import processes
+from tests.system.processes import processes
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
