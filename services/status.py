@@ -12,6 +12,8 @@ from shared.letters import ReasonTotals, totals
 from shared.redis_client import Client
 from shared.stream import Backlog, backlog
 
+RECENT = 8  # steps
+
 
 @dataclass(frozen=True)
 class Member:
@@ -50,6 +52,7 @@ class RunStatus:
     paused: bool
     events: tuple[dict[str, Any], ...]  # newest first
     dead_letters: Mapping[str, ReasonTotals] = field(default_factory=dict)  # by reason, since the run began
+    recent: tuple[dict[str, Any], ...] = ()  # the newest steps' records, oldest first: what the verdict rests on
 
     def of_kind(self, kind: str) -> list[Member]:
         """The members of one kind."""
@@ -64,7 +67,7 @@ def read_status(client: Client, keys: Keys, events: int = 50) -> RunStatus:
     """Reads the run's control state. Raises StreamError where Redis does not answer as it should."""
     control = ControlState(client, keys)
     phase, reason = control.phase()
-    rows = control.history(last=1)
+    rows = control.history(last=RECENT)
     members = [
         Member(component, _kind(component, values), values is not None, values or {})
         for component, values in control.members().items()
@@ -82,6 +85,7 @@ def read_status(client: Client, keys: Keys, events: int = 50) -> RunStatus:
         paused=control.paused(),
         events=tuple(control.events(last=events)),
         dead_letters=totals(client, keys),
+        recent=tuple(rows),
     )
 
 

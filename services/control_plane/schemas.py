@@ -155,6 +155,26 @@ def _step_fields() -> dict[str, Any]:
 Step = create_model("Step", __base__=Answer, __doc__="What one optimizer step saw and did.", **_step_fields())
 
 
+class VerdictPart(Answer):
+    """One thing that the verdict rests on."""
+
+    level: Level
+    sentence: str
+    numbers: dict[str, Number | str]
+    """Medians over the newest steps: shares and ESS in [0, 1], staleness in versions, floors in nats."""
+
+
+class Judged(Answer):
+    """Whether the batch may be trusted, and why not."""
+
+    level: Level
+    """How much attention the run needs."""
+    sentence: str
+    """The most important thing to know about the run now."""
+    parts: dict[str, VerdictPart]
+    """`ess`, `floor`, `staleness` and `concentration`, as far as they are known."""
+
+
 class Status(Answer):
     """Where the run stands."""
 
@@ -162,10 +182,7 @@ class Status(Answer):
     phase: Literal["starting", "running", "paused", "finished", "failed", "stopped"]
     reason: str
     """Why it is in this phase; empty where that needs no words."""
-    level: Level
-    """How much attention the run needs."""
-    verdict: str
-    """The most important thing to know about the run now, in one sentence."""
+    verdict: Judged
     paused: bool
     """The operator wants the run to stand still."""
     steps_total: int
@@ -225,13 +242,11 @@ class Problem(Answer):
 
 def status_answer(status: RunStatus, config: Config) -> Status:
     """The API's view of a run."""
-    judged = verdict(status)
     return Status(
         run_id=status.run_id,
         phase=status.phase,
         reason=status.reason,
-        level=judged.level,
-        verdict=judged.sentence,
+        verdict=Judged.model_validate(asdict(verdict(status))),
         paused=status.paused,
         steps_total=config.learner.steps,
         latest=LatestVersion(**asdict(status.latest)) if status.latest else None,
