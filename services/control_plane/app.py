@@ -11,17 +11,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, FastAPI, Query, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.control_plane import autoscale, problems, schemas
 from services.control_plane.access import tokens_of
 from services.control_plane.guard import Guard
 from services.control_plane.lag import add_lag
+from services.control_plane.page import add_page
 from services.control_plane.resources import LOOK, OPERATE, Here, Resources, State
 from services.status import RunStatus, read_status
 from shared.config import Config
@@ -31,16 +31,8 @@ from shared.metrics import ControlPlaneMetrics
 from shared.redis_client import connect, server_version
 
 REDIS_TIMEOUT_S = 2.0
-PAGE = Path(__file__).with_name("index.html")
 KINDS = ("learner", "rollout", "control-plane")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-cache",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 DESCRIPTION = """Where a training run stands, and what its operator wants of it.
 
@@ -56,7 +48,7 @@ def create_app(config: Config) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         client = connect(config, timeout_s=REDIS_TIMEOUT_S)
         metrics = ControlPlaneMetrics()
-        yield {"resources": Resources(config, client, Keys(config.run.id), metrics, PAGE.read_text())}
+        yield {"resources": Resources(config, client, Keys(config.run.id), metrics)}
         client.close()
 
     app = FastAPI(
@@ -73,17 +65,11 @@ def create_app(config: Config) -> FastAPI:
     problems.install(app)
     app.add_middleware(Guard, tokens=tokens, per_minute=config.control_plane.requests_per_minute)
     app.middleware("http")(_count)
-    _add_page(app)
+    add_page(app)
     _add_probes(app)
     _add_api(app)
     add_lag(app)
     return app
-
-
-def _add_page(app: FastAPI) -> None:
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    def page(here: Here) -> HTMLResponse:
-        return HTMLResponse(here.page, headers=PAGE_HEADERS)
 
 
 def _add_probes(app: FastAPI) -> None:
