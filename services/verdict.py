@@ -72,7 +72,7 @@ def figure(value: float | None) -> str:
         return "unknown"
     if value > 1 - 5e-7:
         return "1"
-    digits = 2 if value < 0.9 else -math.floor(math.log10(1 - value))
+    digits = max(2, -math.floor(math.log10(1 - value)))
     return f"{value:.{digits}f}".removeprefix("0")
 
 

@@ -1,6 +1,6 @@
 // Puts the parts together: what comes over the live stream is shown, what is clicked is asked for.
 
-import {addAny, build, show as showCharts} from "./charts.js";
+import {addAny, all, build, show as showCharts} from "./charts.js";
 import {openGroups} from "./groups.js";
 import {follow} from "./live.js";
 import {showEvents, showMembers} from "./people.js";
@@ -59,7 +59,8 @@ async function lookAround(force) {  // what the stream does not carry
 const told = {
   async fresh() {
     const status = await ask("v1/status");
-    await Promise.all([refresh(), lookAround(true), metrics()]);
+    await metrics();
+    await Promise.all([refresh(), lookAround(true)]);
     state.status = status;
     state.row = status.last;
     plan();
@@ -128,13 +129,13 @@ async function metrics() {
     state.any = name;
     refresh().then(plan, () => {});
   });
-  await refresh();
 }
 
 $("range").append(...RANGES.map(([name, value]) => element("option", {value}, name)));
 $("view").addEventListener("submit", (event) => event.preventDefault());
 $("range").addEventListener("change", () => {
   state.range = Number($("range").value);
+  all();
   refresh().then(plan, () => {});
 });
 $("compare").append(element("option", {value: ""}, "no other run"));

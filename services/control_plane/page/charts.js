@@ -8,9 +8,17 @@ import {$, element, ess, known, percent, rate, short} from "./text.js";
 const seconds = (v) => `${short(v)} s`;
 const STAGES = {
   staleness: [["queue_mean", "queue", "--c3"], ["flight_mean", "flight", "--c2"], ["lag_mean", "lag", "--c1"]],
-  time: [["publish_s", "publish", "--c3"], ["wait_s", "wait for groups", "--c2"], ["compute_s", "compute", "--c1"]],
+  time: [["publish_s", "publish", "--c3"], ["wait_s", "waiting", "--c2"], ["compute_s", "compute", "--c1"]],
 };
 let plots = null;
+
+function zoom(steps) {
+  for (const plot of Object.values(plots)) {
+    if (plot instanceof Plot) plot.look(steps);
+  }
+  plots.ratios.zoom = steps;
+  if (plots.ratios.data) plots.ratios.draw();
+}
 
 export function build(onOpen) {
   const card = (name) => {
@@ -19,18 +27,18 @@ export function build(onOpen) {
     return made;
   };
   plots = {
-    reward: new Plot(card("reward"), {title: "Reward and held-out accuracy", onOpen}),
-    ess: new Plot(card("ess"), {title: "Effective sample size", onOpen}),
+    reward: new Plot(card("reward"), {title: "Reward and held-out accuracy", onOpen, onZoom: zoom}),
+    ess: new Plot(card("ess"), {title: "Effective sample size", onOpen, onZoom: zoom}),
     ratios: new HeatMap(card("ratios"), {title: "Ratios over time", onOpen}),
-    staleness: new Plot(card("staleness"), {title: "Staleness, versions", onOpen}),
+    staleness: new Plot(card("staleness"), {title: "Staleness, versions", onOpen, onZoom: zoom}),
     buckets: element("div", {class: "bars", role: "list"}),
-    time: new Plot(card("time"), {title: "What a step takes", onOpen}),
+    time: new Plot(card("time"), {title: "What a step takes", onOpen, onZoom: zoom}),
   };
   const buckets = card("buckets");
   $("charts").insertBefore(buckets, $("chart-time"));
   buckets.append(element("div", {class: "title"}, element("h2", {}, "Newest step by staleness"),
     element("span", {class: "legend"}, element("span", {}, element("i", {class: "area share"}), "tokens"), element("span", {}, element("i", {class: "area lost"}), "weight lost"))), plots.buckets);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { redraw(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 }
 
 function redraw() {  // the colours have changed
@@ -41,11 +49,13 @@ function redraw() {  // the colours have changed
 export function addAny(onOpen, onChoose) {  // one more chart of whatever metric is chosen
   const card = element("section", {class: "chart", id: "chart-any"});
   $("charts").append(card);
-  plots.any = new Plot(card, {title: "", onOpen});
+  plots.any = new Plot(card, {title: "Any metric", onOpen, onZoom: zoom});
   const select = element("select", {id: "any", "aria-label": "Any metric", on: {change: () => onChoose(select.value)}});
   select.append(...state.metrics.map((metric) => element("option", {value: metric.name, title: metric.text, selected: metric.name === state.any}, metric.name)));
-  plots.any.heading.append(select);
+  plots.any.heading.replaceChildren(select);
 }
+
+export const all = () => zoom(null);
 
 export function show() {
   if (!plots) return;

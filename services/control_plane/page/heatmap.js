@@ -3,8 +3,8 @@
 import {AXIS_WIDTH, css} from "./plot.js";
 import {element, known, percent} from "./text.js";
 
-const HEIGHT = 190, BOTTOM = 24, TOP = 8, RIGHT = 10, LEAST = 1e-5;  // shares below are not drawn
-const MARKS = [-4, -1, -.25, -1 / 16, -1 / 256, 1 / 256, 1 / 16, .25, 1, 4];  // nats
+const HEIGHT = 190, BOTTOM = 24, TOP = 8, RIGHT = 10, LEAST = 3e-4;  // a share of which a bin is faint
+const MARKS = [-1, -.25, -1 / 16, 0, 1 / 16, .25, 1];  // nats
 const ratio = (nats) => {
   const v = Math.exp(nats);
   return v >= 10 ? v.toFixed(0) : v.toPrecision(v >= 1 ? 3 : 2).replace("0.", ".").replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
@@ -20,6 +20,7 @@ export class HeatMap {
     const scale = element("span", {class: "scale"}, "few", element("i", {}), "many tokens");
     card.append(element("div", {class: "title"}, element("h2", {}, title), scale, this.said), this.box, this.empty);
     this.column = null;
+    this.zoom = null;
     this.canvas.addEventListener("mousemove", (event) => this.point(event));
     this.canvas.addEventListener("mouseleave", () => this.look(null, null));
     this.canvas.addEventListener("click", () => this.open());
@@ -44,55 +45,67 @@ export class HeatMap {
     this.canvas.height = HEIGHT * scale;
     const pen = this.canvas.getContext("2d");
     pen.scale(scale, scale);
-    const bins = edges.length + 1, tall = (HEIGHT - TOP - BOTTOM) / bins, [r, g, b] = css("--heat").split(" ");
+    const tall = (HEIGHT - TOP - BOTTOM) / (edges.length + 1), [r, g, b] = css("--heat").split(" ");
+    this.axes(pen, width, tall);
     for (const [i, {counts}] of columns.entries()) {
       const [from, to] = this.span(i), all = counts.reduce((sum, n) => sum + n, 0);
+      if (to <= AXIS_WIDTH || from >= width - RIGHT) continue;
+      const left = Math.max(from, AXIS_WIDTH), wide = Math.min(to, width - RIGHT) - left;
       for (const [bin, n] of counts.entries()) {
-        if (!n || n / all < LEAST) continue;
-        pen.fillStyle = `rgb(${r} ${g} ${b} / ${1 - .92 * Math.log10(n / all) / Math.log10(LEAST)})`;
-        pen.fillRect(from, HEIGHT - BOTTOM - (bin + 1) * tall, to - from, tall + .3);
+        if (!n) continue;
+        const strength = Math.max(0, 1 - Math.log(n / all) / Math.log(LEAST));
+        pen.fillStyle = `rgb(${r} ${g} ${b} / ${.06 + .94 * strength ** 1.7})`;
+        pen.fillRect(left, HEIGHT - BOTTOM - (bin + 1) * tall, wide + .3, tall + .3);
       }
     }
-    this.axes(pen, width, tall);
   }
 
   axes(pen, width, tall) {
-    const {columns, edges} = this.data;
+    const {edges} = this.data;
     pen.font = `11px ${css("--font")}`;
     pen.fillStyle = css("--soft");
     pen.strokeStyle = css("--line");
     pen.textAlign = "right";
     pen.textBaseline = "middle";
-    let free = Infinity;
     for (const nats of MARKS) {
-      const bin = edges.findIndex((edge) => Math.abs(edge - nats) < 1e-9), y = HEIGHT - BOTTOM - (bin + 1) * tall;
-      if (bin < 0 || free - y < 13) continue;
-      free = y;
+      const after = edges.filter((edge) => edge < nats - 1e-9).length, y = HEIGHT - BOTTOM - (after + (nats ? 1 : .5)) * tall;
       pen.fillText(`×${ratio(nats)}`, AXIS_WIDTH - 6, y);
-      pen.beginPath();
-      pen.moveTo(AXIS_WIDTH, y);
-      pen.lineTo(width - RIGHT, y);
-      pen.stroke();
+      line(pen, AXIS_WIDTH, y, width - RIGHT, y);
     }
     pen.textBaseline = "alphabetic";
-    const shown = Math.max(2, Math.floor((width - AXIS_WIDTH) / 90));
-    for (let i = 0; i < shown; i++) {
-      const column = Math.round(i * (columns.length - 1) / (shown - 1)), [from, to] = this.span(column);
-      if (i && column === Math.round((i - 1) * (columns.length - 1) / (shown - 1))) continue;
-      pen.textAlign = i === 0 ? "left" : i === shown - 1 ? "right" : "center";
-      pen.fillText(columns[column].step.toLocaleString("en"), i === 0 ? from : i === shown - 1 ? to : (from + to) / 2, HEIGHT - 6);
+    pen.textAlign = "center";
+    const [low, high] = this.steps(), rough = (high - low) / Math.max(2, (width - AXIS_WIDTH) / 80), power = 10 ** Math.floor(Math.log10(rough));
+    const apart = Math.max(1, [1, 2, 5, 10].map((m) => m * power).find((m) => m >= rough));
+    for (let step = Math.ceil(low / apart) * apart; step <= high; step += apart) {
+      const x = this.place(step);
+      if (x > AXIS_WIDTH + 4 && x < width - RIGHT - 4) pen.fillText(step.toLocaleString("en"), x, HEIGHT - 6);
     }
   }
 
-  span(i) {  // columns begin where the one before ends: from the first step to the last
-    const wide = ((this.box.clientWidth || 300) - AXIS_WIDTH - RIGHT) / this.data.columns.length;
-    return [AXIS_WIDTH + i * wide, AXIS_WIDTH + (i + 1) * wide];
+  steps() {  // the first and the last that are shown
+    const {columns} = this.data;
+    return this.zoom || [columns[0].step - this.wide(0), columns[columns.length - 1].step];
+  }
+
+  wide(i) {  // how many steps a column is of
+    const {columns} = this.data;
+    return columns.length === 1 ? 1 : i ? columns[i].step - columns[i - 1].step : columns[1].step - columns[0].step;
+  }
+
+  place(step) {
+    const [low, high] = this.steps();
+    return AXIS_WIDTH + (step - low) / Math.max(1e-9, high - low) * ((this.box.clientWidth || 300) - AXIS_WIDTH - RIGHT);
+  }
+
+  span(i) {
+    const {step} = this.data.columns[i];
+    return [this.place(step - this.wide(i)), this.place(step)];
   }
 
   point(event) {
-    const [from, to] = this.span(0), bins = this.data.edges.length + 1;
-    const column = Math.floor((event.offsetX - from) / (to - from)), bin = Math.floor((HEIGHT - BOTTOM - event.offsetY) / ((HEIGHT - TOP - BOTTOM) / bins));
-    this.look(column >= 0 && column < this.data.columns.length ? column : null, bin >= 0 && bin < bins ? bin : null);
+    const bins = this.data.edges.length + 1, bin = Math.floor((HEIGHT - BOTTOM - event.offsetY) / ((HEIGHT - TOP - BOTTOM) / bins));
+    const column = event.offsetX < AXIS_WIDTH ? -1 : this.data.columns.findIndex((_, i) => this.span(i)[1] > event.offsetX);
+    this.look(column < 0 ? null : column, bin >= 0 && bin < bins ? bin : null);
   }
 
   key(event) {
@@ -123,4 +136,11 @@ export class HeatMap {
     this.box.setAttribute("aria-valuenow", chosen.step);
     this.box.setAttribute("aria-valuetext", this.said.textContent);
   }
+}
+
+function line(pen, ...ends) {
+  pen.beginPath();
+  pen.moveTo(ends[0], ends[1]);
+  pen.lineTo(ends[2], ends[3]);
+  pen.stroke();
 }

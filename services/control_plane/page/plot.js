@@ -8,10 +8,11 @@ export const AXIS_WIDTH = 50;
 
 export class Plot {
   // lines: [{key, label, color, write, band, area, dots}], data: {x, ys: [[...]]}
-  constructor(card, {title, onOpen, unit = ""}) {
+  constructor(card, {title, onOpen, onZoom}) {
     this.title = title;
-    this.unit = unit;
     this.onOpen = onOpen;
+    this.onZoom = onZoom;
+    this.zoom = null;
     this.card = card;
     this.legend = element("span", {class: "legend"});
     this.heading = element("h2", {}, title);
@@ -34,7 +35,7 @@ export class Plot {
     }
     const form = JSON.stringify([lines.map((line) => [line.key, line.label, line.dashed]), log, compared]);
     if (form !== this.shape || !this.chart) this.build(lines, data, log, form);
-    else this.chart.setData(data, !this.zoomed());
+    else this.chart.setData(data, !this.zoom);
     this.say();
   }
 
@@ -45,24 +46,35 @@ export class Plot {
     const axis = {stroke: soft, font, grid, ticks: {show: false}, gap: 4};
     this.chart = new uPlot({
       width: this.box.clientWidth || 300, height: HEIGHT, legend: {show: false}, padding: [8, 10, 0, 0],
-      cursor: {sync: {key: "steps", setSeries: false}, drag: {x: true, y: false}, y: false, points: {size: 7}},
+      cursor: {sync: {key: "steps", setSeries: false}, drag: {x: true, y: false, setScale: false}, y: false, points: {size: 7}},
       scales: {x: {time: false}, y: log ? {distr: 3, dir: -1, range: (u, low, high) => [Math.max(low || 1e-6, 1e-9), 1]} : {range: ranged(lines)}},
       axes: [
         {...axis, size: 24, space: 70, values: (u, splits) => splits.map((v) => Number.isInteger(v) ? v.toLocaleString("en") : "")},
-        {...axis, size: AXIS_WIDTH, space: 30, values: (u, splits) => splits.map((v) => log ? decade(v) : known(v) ? short(+v.toPrecision(6)) : "")},
+        {...axis, size: AXIS_WIDTH, space: 30, splits: log ? decades : undefined, values: (u, splits) => splits.map((v) => log ? decade(v) : tick(v))},
       ],
       series: [{}, ...lines.map((line) => drawn(line))],
       bands: lines.flatMap((line, i) => line.band ? [{series: [i + 1, i], fill: css(line.color) + "26"}] : []),
-      hooks: {setCursor: [() => this.say()]},
+      hooks: {setCursor: [() => this.say()], setSelect: [() => this.selected()]},
     }, data, this.box);
-    this.chart.over.addEventListener("click", () => {
-      if (!this.chart.select.width) this.open();
-    });
+    if (this.zoom) this.look(this.zoom);
+    this.chart.over.addEventListener("mousedown", () => { this.dragged = false; });
+    this.chart.over.addEventListener("click", () => this.dragged || this.open());
+    this.chart.over.addEventListener("dblclick", () => this.onZoom(null));
   }
 
-  zoomed() {
-    const x = this.chart.data[0], {min, max} = this.chart.scales.x;
-    return min > x[0] || max < x[x.length - 1];
+  look(zoom) {  // the steps that are shown; null: all
+    this.zoom = zoom;
+    if (!this.chart) return;
+    const x = this.chart.data[0], [min, max] = zoom || [x[0], x[x.length - 1]];
+    this.chart.setScale("x", {min, max});
+  }
+
+  selected() {
+    const {left, width} = this.chart.select;
+    if (width < 4) return;
+    this.dragged = true;
+    this.onZoom([left, left + width].map((place) => this.chart.posToVal(place, "x")));
+    this.chart.setSelect({left: 0, width: 0, top: 0, height: 0}, false);
   }
 
   at() {  // the index under the cursor, else the newest
@@ -82,12 +94,19 @@ export class Plot {
     const {length} = this.chart.data[0];
     const to = {ArrowLeft: this.at() - 1, ArrowRight: this.at() + 1, PageUp: this.at() - 20, PageDown: this.at() + 20, Home: 0, End: length - 1}[event.key];
     if (event.key === "Enter" || event.key === " ") this.open();
+    else if (event.key === "+" || event.key === "-") this.closer(event.key === "+" ? 1 / 4 : 1);
+    else if (event.key === "Escape" && this.zoom) this.onZoom(null);
     else if (to === undefined) return;
     else {
       const index = Math.min(length - 1, Math.max(0, to));
       this.chart.setCursor({left: this.chart.valToPos(this.chart.data[0][index], "x"), top: HEIGHT / 3});
     }
     event.preventDefault();
+  }
+
+  closer(part) {  // half of what is shown, or twice, around the cursor
+    const {min, max} = this.chart.scales.x, reach = (max - min) * part;
+    this.onZoom([this.step() - reach, this.step() + reach]);
   }
 
   say() {  // the legend's numbers, and the same for who does not see the chart
@@ -119,11 +138,9 @@ const last = (column, index, sparse) => {  // of a line with few points, the new
   return column[index];
 };
 
-const decade = (v) => {  // 1 - ESS of .1 is an ESS of .9
-  const power = Math.log10(v);
-  if (!known(v) || Math.abs(power - Math.round(power)) > 1e-6) return "";
-  return power > -.5 ? "0" : power < -6 ? `1−1e${Math.round(power).toString().replace("-", "−")}` : (1 - v).toFixed(-Math.round(power)).replace("0.", ".");
-};
+const tick = (v) => known(v) ? short(+v.toPrecision(6)).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "") : "";
+const decades = (u, axis, low, high) => Array.from({length: 10}, (_, i) => 10 ** -i).filter((v) => v >= low * .999 && v <= high * 1.001);
+const decade = (v) => !v ? "" : v > .5 ? "0" : (1 - v).toFixed(Math.round(-Math.log10(v))).replace("0.", ".");  // 1 - ESS of .1 is an ESS of .9
 
 function ranged(lines) {
   const {least, most} = lines[0];

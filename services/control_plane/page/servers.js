@@ -6,6 +6,8 @@ import {$, count, duration, element, ess, known, put, shape} from "./text.js";
 
 const rows = new Map();  // server id -> its row: kept, so that what is being typed stays
 const ALL = "";
+const NUMBERS = ["behind", "serves", "time", "floor", "flight", "groups"];
+const COLUMNS = ["asked", "behind", "serves", "state", "time", "floor", "flight", "groups", "actions"];
 
 export async function look() {
   const [dial, servers] = await Promise.all([ask("v1/lag"), ask("v1/servers")]);
@@ -23,7 +25,7 @@ export function showServers() {
   }
   if (!rows.has(ALL)) rows.set(ALL, made(ALL));
   const all = rows.get(ALL);
-  put(all.cells[0], state.servers.length ? "all servers" : "no rollout server is there yet");
+  put(all.head, state.servers.length ? "all servers" : "no rollout server is there yet");
   dial(all, state.dial ? state.dial.text : "", may);
   all.drain.hidden = true;
   const order = [...wanted.map((id) => rows.get(id).line), all.line];
@@ -31,7 +33,7 @@ export function showServers() {
 }
 
 function made(id) {
-  const cells = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9].map((i) => element("td", {class: [2, 3, 4, 6, 7, 8].includes(i) ? "right" : ""}));
+  const cells = COLUMNS.map((name) => element("td", {class: NUMBERS.includes(name) ? "right" : name}));
   const input = element("input", {"aria-label": `Lag asked of ${id || "all servers"}`, autocomplete: "off", spellcheck: false, required: true, placeholder: "8 or uniform:0:16"});
   const set = element("button", {type: "submit", "aria-label": `Set the lag of ${id || "all servers"}`}, "Set");
   const form = element("form", {class: "dial", on: {submit: (event) => { event.preventDefault(); turn(id, input); }}}, input, set);
@@ -40,11 +42,10 @@ function made(id) {
   input.addEventListener("keydown", (event) => {
     if (event.key === "Escape") { form.classList.remove("dirty"); showServers(); }
   });
-  cells[5].append(form, text);
-  cells[9].append(drain);
-  const head = element("th", {scope: "row"});
-  const line = element("tr", {class: id ? "" : "all"}, head, ...cells.slice(1));
-  return {line, cells: [head, ...cells.slice(1)], input, form, text, drain};
+  const head = element("th", {scope: "row"}), of = Object.fromEntries(COLUMNS.map((name, i) => [name, cells[i]]));
+  of.asked.append(form, text);
+  of.actions.append(drain);
+  return {line: element("tr", {class: id ? "" : "all"}, head, ...cells), head, of, input, form, text, drain};
 }
 
 function dial(row, text, may) {
@@ -55,20 +56,19 @@ function dial(row, text, may) {
 }
 
 function fill(row, server, may) {
-  const cells = row.cells, level = !server.alive ? "bad" : known(server.refused) && server.refused !== false ? "warn" : "good";
+  const {of} = row, level = !server.alive ? "bad" : known(server.refused) ? "warn" : "good";
   const member = state.status.members.find((m) => m.component === `rollout:${server.server_id}`) || {};
-  if (row.level !== level) cells[0].replaceChildren(shape(level), server.server_id);
-  row.level = level;
-  cells[0].className = level;
-  put(cells[1], server.draining ? `draining: ${server.state}` : server.state || (server.alive ? "serving" : "no heartbeat"));
-  put(cells[2], known(member.since) ? duration(now() - member.since) : "");
-  put(cells[3], known(server.policy_version) && server.policy_version >= 0 ? `v${server.policy_version}` : "–");
-  put(cells[4], known(server.lag_served) ? `${server.lag_served}` : "–");
+  if (row.level !== level) row.head.replaceChildren(shape(level), server.server_id);
+  row.level = row.head.className = level;
   dial(row, `${known(server.lag_asked) ? server.lag_asked : ""}`, may && server.alive);
-  if (server.arm) put(row.text, `${server.lag_asked} ${server.arm}`);
-  put(cells[6], server.floor ? ess(server.floor.token_ess) : "–");
-  put(cells[7], count(server.in_flight));
-  put(cells[8], count(server.groups));
+  put(row.text, server.alive ? `${server.lag_asked ?? "–"} ${server.arm}`.trim() : "–");
+  put(of.behind, known(server.lag_served) ? `${server.lag_served}` : "–");
+  put(of.serves, known(server.policy_version) && server.policy_version >= 0 ? `v${server.policy_version}` : "–");
+  put(of.state, `${server.draining ? (server.drained ? "drained: " : "draining: ") : ""}${server.state || "serving"}`);
+  put(of.time, known(member.since) ? duration(now() - member.since) : "–");
+  put(of.floor, server.floor ? ess(server.floor.token_ess) : "–");
+  put(of.flight, count(server.in_flight));
+  put(of.groups, count(server.groups));
   row.drain.hidden = !may || !server.alive;
   put(row.drain, server.draining ? "Take back" : "Drain");
   row.drain.title = server.draining ? "It is to take new groups again" : "It finishes what it has and takes no new groups";

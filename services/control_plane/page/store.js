@@ -98,10 +98,10 @@ export const newest = (name) => {
   return column && column.step.length ? column.mean[column.mean.length - 1] : null;
 };
 
-export function pace(steps = 30) {  // seconds a step, over the newest points
-  const column = state.series.get("reward_mean"), last = column ? column.step.length - 1 : 0;
-  const first = Math.max(0, last - steps);
-  return last > first ? (column.at[last] - column.at[first]) / (column.step[last] - column.step[first]) : null;
+export function pace(points = 30) {  // seconds a step: the median of the newest points, so that a pause does not count
+  const column = state.series.get("reward_mean"), length = column ? column.step.length : 0, found = [];
+  for (let i = Math.max(1, length - points); i < length; i++) found.push((column.at[i] - column.at[i - 1]) / (column.step[i] - column.step[i - 1]));
+  return found.length ? found.sort((a, b) => a - b)[found.length >> 1] : null;
 }
 
 export function stepAt(at) {  // the last step that was done by then

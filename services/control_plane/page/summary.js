@@ -4,11 +4,10 @@ import {newest, pace, state} from "./store.js";
 import {$, WORDS, bytes, count, duration, element, ess, known, percent, put, rate, shape, short} from "./text.js";
 
 export const isOver = () => !!state.status && ["finished", "failed", "stopped"].includes(state.status.phase);
-const versions = (v) => `version${v === 1 ? "" : "s"}`;
 const PARTS = {
   ess: ["Effective sample size", (n) => ess(n.token_ess), (n) => `warns below ${ess(n.warn_below)}, bad below ${ess(n.bad_below)}`],
   floor: ["Numerics floor", (n) => ess(n.token_ess), (n) => known(n.mean_nats) ? `${short(n.mean_nats)} nats a token on the same weights` : "ESS on the same weights"],
-  staleness: ["Staleness", (n) => short(n.mean), (n) => `${versions(n.mean)}, at most ${n.max}: lag ${short(n.lag)}, flight ${short(n.flight)}, queue ${short(n.queue)}`],
+  staleness: ["Staleness", (n) => short(n.mean), (n) => `versions; oldest ${n.max}; lag ${short(n.lag)}, flight ${short(n.flight)}, queue ${short(n.queue)}`],
   concentration: ["Weight on 1 % of tokens", (n) => percent(n.weight_share), (n) => n.mostly ? `mostly ${n.mostly}` : "1 % where all count alike"],
 };
 
@@ -39,7 +38,7 @@ export function showProgress() {
   put($("steps"), `step ${count(step)} of ${count(status.steps_total)}`);
   $("bar").max = status.steps_total;
   $("bar").value = step;
-  put($("eta"), isOver() || status.paused || seconds === null ? "" : `about ${duration(seconds * (status.steps_total - step))} left`);
+  put($("eta"), isOver() || status.paused || seconds === null || status.verdict.level === "bad" ? "" : `about ${duration(seconds * (status.steps_total - step))} left`);
 }
 
 export function showNumbers() {

@@ -24,7 +24,7 @@ const bare = (text) => text.replace(/^(-?)0\./, "$1.");
 export function ess(v) {  // .93, .9993, 1: as many digits as say something
   if (!known(v)) return "–";
   if (v > 1 - 5e-7) return "1";
-  return bare(v.toFixed(v < .9 ? 2 : -Math.floor(Math.log10(1 - v))));
+  return bare(v.toFixed(Math.max(2, -Math.floor(Math.log10(1 - v)))));
 }
 
 export function short(v) {  // three significant digits
