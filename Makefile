@@ -15,6 +15,7 @@ demo: ## set up and train the demo's model: Redis, control plane, rollout server
 test: ## set up and run everything: format, lint, types, all tests (real Redis, real vLLM)
 	@deploy/setup.sh dev
 	@deploy/redis/fetch.sh
+	@deploy/chromium/fetch.sh
 	@deploy/compose/fetch.sh
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

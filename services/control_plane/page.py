@@ -11,7 +11,20 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 FOLDER = Path(__file__).with_name("page")
-SCRIPTS = ("app", "charts", "groups", "heatmap", "live", "people", "plot", "servers", "store", "summary", "text", "uplot")
+SCRIPTS = (
+    "app",
+    "charts",
+    "groups",
+    "heatmap",
+    "live",
+    "people",
+    "plot",
+    "servers",
+    "store",
+    "summary",
+    "text",
+    "uplot",
+)
 NAMES = ("icon.svg", "style.css", "parts.css", "uplot.css", *(f"{name}.js" for name in SCRIPTS))
 PATHS = {"/": "index.html"} | {f"/page/{name}": name for name in NAMES}
 KINDS = {

@@ -12,7 +12,6 @@ from rich.console import Console
 from services.progress import Progress, Tracker, duration, seconds_per_step, sparkline, tokens_per_second
 from services.terminal import LiveScreen, PlainScreen, ProcessLine, View, draw, line, open_screen, summary_table
 from services.verdict import Verdict
-from shared.config import load_config
 from shared.control import EvaluationResult
 from tests.services.rows import step
 from tests.services.run_status import status
@@ -25,6 +24,7 @@ PROGRESS = Progress(
     accuracy_start=0.2,
     accuracy=0.61,
     token_ess=0.9876,
+    ess=(0.99, 0.98, 0.9876),
     staleness_mean=1.25,
     staleness_max=4,
     tokens_per_s=1234.5,
@@ -150,7 +150,7 @@ def test_a_pause_does_not_slow_the_pace_down() -> None:
 
 
 def test_the_tracker_asks_only_for_what_is_new_and_follows_a_restore() -> None:
-    tracker = Tracker(load_config(None, ["learner.steps=10"], {}))
+    tracker = Tracker(10)
     assert tracker.missing(status(last=step(3))) == 3
     tracker.add([step(1), step(2), step(3)])
     assert tracker.missing(status(last=step(3))) == 0
@@ -164,7 +164,7 @@ def test_the_tracker_asks_only_for_what_is_new_and_follows_a_restore() -> None:
 
 
 def test_a_stall_shows_the_age_of_the_last_step_and_no_eta() -> None:
-    tracker = Tracker(load_config(None, ["learner.steps=10"], {}))
+    tracker = Tracker(10)
     tracker.add([step(1), step(2)])
     assert tracker.progress(status(), now=1006.9).stalled_s is None
     stalled = tracker.progress(status(), now=1014.0)
@@ -176,7 +176,7 @@ def test_a_stall_shows_the_age_of_the_last_step_and_no_eta() -> None:
 
 
 def test_steps_that_take_long_are_no_stall() -> None:
-    tracker = Tracker(load_config(None, ["learner.steps=10"], {}))
+    tracker = Tracker(10)
     tracker.add([step(n, at=1000.0 + 60.0 * n) for n in (1, 2, 3)])
     assert tracker.progress(status(), now=1230.0).eta_s == 420.0
     assert tracker.progress(status(), now=1370.0).stalled_s == 190.0

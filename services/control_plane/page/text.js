@@ -38,7 +38,7 @@ export function short(v) {  // three significant digits
 }
 
 export const count = (v) => known(v) ? Math.round(v).toLocaleString("en") : "–";
-export const rate = (v) => known(v) ? bare(v.toFixed(3)) : "–";
+export const rate = (v) => !known(v) ? "–" : Number.isInteger(v) ? `${v}` : bare(v.toFixed(3));
 export const percent = (v) => !known(v) ? "–" : v === 0 ? "0 %" : v < .0001 ? "< .01 %" : `${bare((100 * v).toPrecision(v >= 1 ? 3 : 2))} %`;
 
 export function duration(s) {
