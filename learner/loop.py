@@ -34,6 +34,7 @@ from shared.config import Config
 from shared.control import LEARNER, ControlState, Phase
 from shared.errors import DeadlineError, FencedError, StreamError
 from shared.heartbeat import Heartbeat
+from shared.history import History
 from shared.keys import Keys
 from shared.log import Logger
 from shared.metrics import LearnerMetrics
@@ -150,6 +151,8 @@ class Learner:
         reader = GroupReader(self._client, self._keys, epoch)
         remember_buried(begin.ledger, self._patiently("read what is buried", reader.buried))
         abandoned = abandon_lines(files, begin)
+        history = History(self._client, self._keys, int(config.control_plane.history_bytes))
+        self._patiently("take back abandoned steps", lambda: history.rewind(begin.step, epoch))
         recorder = Recorder(config, epoch, self.log)
         recorder.begin(begin.step)
         if checkpoint is not None:
@@ -178,6 +181,7 @@ class Learner:
                 self.heartbeat,
                 self.metrics,
                 self.log,
+                history,
             ),
             begin,
         )

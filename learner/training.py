@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, pairwise, takewhile
-from typing import Any
 
 import torch
 
@@ -42,6 +41,7 @@ from shared.config.lag import from_wish
 from shared.control import LEARNER, ControlState, Latest
 from shared.errors import FencedError, StoreError, TrainingError
 from shared.heartbeat import Heartbeat
+from shared.history import History
 from shared.log import Logger, on_every_line
 from shared.metrics import LearnerMetrics
 from shared.policies import Allowance, Trust
@@ -69,6 +69,7 @@ class Parts:
     heartbeat: Heartbeat
     metrics: LearnerMetrics
     log: Logger
+    history: History
 
 
 class Training:
@@ -343,19 +344,8 @@ class Training:
             row = plain(record)
             self.parts.metrics.observe(record)
             self.parts.files.history.append(row)
-            self._add_history(row)
+            self.parts.patience.tell("add to the history", partial(self.parts.history.add, row, self.parts.epoch))
         self.records = []
-
-    def _add_history(self, row: dict[str, Any]) -> None:
-        tries: list[int] = []
-
-        def add_once() -> None:
-            tries.append(1)
-            rows = self.parts.control.history(last=1) if len(tries) > 1 else []
-            if rows[-1:] != [row]:  # an earlier try may have come through without its answer
-                self.parts.control.add_history(row, self.parts.epoch)
-
-        self.parts.patience.tell("add to the history", add_once)
 
     def _check_epoch(self) -> None:
         self.parts.patience("look at the epoch", lambda: self.parts.control.check_epoch(self.parts.epoch))

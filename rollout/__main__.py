@@ -75,6 +75,7 @@ async def _until_stopped(parts: Parts, flag: StopFlag) -> bool:
         TrustbatchError: the server cannot go on, or the run has failed: started again, it joins the next learner.
 
     """
+    from rollout.admit import DISMISSED
     from rollout.server import RolloutServer
 
     server = RolloutServer(parts)
@@ -91,7 +92,7 @@ async def _until_stopped(parts: Parts, flag: StopFlag) -> bool:
         await server.run()
     finally:
         ticking.cancel()
-    if server.over not in ("", "finished"):
+    if server.over not in ("", "finished", DISMISSED):
         raise TrustbatchError("the run has failed, by its learner's word; start this server again to join the next one")
     return server.over == "finished"
 

@@ -13,6 +13,7 @@ from rollout.parts import Parts
 from shared.admission import Grant
 from shared.errors import OutOfMemoryError
 from shared.lag import Asked
+from shared.wishes import Mark, incarnation
 
 FIRST_POLL_S = 0.01  # after a refusal; doubled up to LONGEST_POLL_S
 LONGEST_POLL_S = 0.1
@@ -24,6 +25,8 @@ _LONG = {
     ANOTHER_LAG: "the weights of another lag",
 }
 OVER = ("finished", "failed")  # phases in which nothing is given out any more
+DRAINING = "draining"
+DISMISSED = "dismissed"  # drained, and asked to end
 
 
 class Admitter:
@@ -45,6 +48,7 @@ class Admitter:
         self._changed = asyncio.Event()
         self._asking = asyncio.Lock()  # held while a lease is on its way; draining takes it to stop the asking
         self._ledger = threading.Lock()  # a lease whose caller was cancelled must not land after the last return
+        self.draining = False  # an operator wants it to take nothing new
         self._closed = False
         self._doubtful = False  # True: there may be leases that nobody knows of, of a call whose answer was lost
         self._compared_at = time.monotonic()  # when the leases in Redis were last compared with the groups in flight
@@ -98,8 +102,8 @@ class Admitter:
         poll_s = FIRST_POLL_S
         while True:
             self._changed.clear()
-            reason = await self._fill() if len(self._groups) < self._capacity else ""
-            if reason in OVER:
+            reason = await self._ask() if len(self._groups) < self._capacity else ""
+            if reason in (*OVER, DISMISSED):
                 return reason
             self._say(reason)
             poll_s = min(2 * poll_s, LONGEST_POLL_S) if reason else FIRST_POLL_S
@@ -111,6 +115,12 @@ class Admitter:
                 pass
             if reason:
                 self._parts.metrics.wait_seconds.labels(reason).inc(time.monotonic() - started)
+
+    async def _ask(self) -> str:
+        reason = await self._fill()
+        self.draining = reason in (DRAINING, DISMISSED)
+        self._parts.status.drains(self.draining)
+        return reason
 
     async def _fill(self) -> str:
         """Asks for as many prompts as there is room for; why it did not get them all, '' if it did."""
@@ -141,9 +151,18 @@ class Admitter:
                 self._doubtful = True
                 grant = self._parts.admission.lease(want, served, asked)
                 self._doubtful = False
-                return grant, asked
+                return (self._drained() if grant.reason == DRAINING else grant), asked
 
         return await self._parts.patience("ask for prompts", ask)
+
+    def _drained(self) -> Grant:
+        """Nothing is given any more: keeps no lease beyond the groups in flight, and hears when it may leave."""
+        self._return_leases()
+        mark = self._parts.wishes.draining().get(self._parts.server_id, Mark())
+        leaves = not self._groups and mark.leave == incarnation(self._parts.status.heartbeat.status)
+        if leaves:
+            self._parts.wishes.dismissed(self._parts.server_id)
+        return Grant((), DISMISSED if leaves else DRAINING)
 
     def _close(self) -> None:
         with self._ledger:
@@ -182,9 +201,8 @@ class Admitter:
         if self._groups:
             self._parts.status.say("admission", "generating groups")
         elif reason:
-            self._parts.status.say(
-                "admission", reason if reason.startswith("paused") else f"waiting for {_long(reason)}"
-            )
+            plain = reason.startswith("paused") or reason in (DRAINING, DISMISSED)
+            self._parts.status.say("admission", reason if plain else f"waiting for {_long(reason)}")
 
 
 async def end(task: asyncio.Future[Any]) -> None:

@@ -189,7 +189,7 @@ class Follower:
 
     async def _evaluate_one(self, view: View, target: int, admitter: Admitter, evaluator: Evaluator) -> bool:
         """Answers one pending evaluation if there is one for this server; True if it tried."""
-        if time.monotonic() < self._claim_again_at:
+        if time.monotonic() < self._claim_again_at or admitter.draining:
             return False
         given_up = [job for job, n in self._failures.items() if n >= MAX_EVALUATION_FAILURES]
         wanted = [job for job in view.evaluations if job not in given_up]

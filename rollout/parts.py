@@ -16,6 +16,7 @@ from shared.metrics import RolloutMetrics
 from shared.redis_client import connect
 from shared.stream import GroupWriter
 from shared.transfer import Transfers
+from shared.wishes import Wishes
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Parts:
     log: Logger
     patience: Patience
     transfers: Transfers
+    wishes: Wishes
     stages: dict[str, float] = field(default_factory=dict)  # what the parts of the newest sync took, seconds
 
     @classmethod
@@ -60,6 +62,7 @@ class Parts:
             log=log,
             patience=Patience(status, log),
             transfers=Transfers(client, keys),
+            wishes=Wishes(client, keys),
         )
 
     async def record(self, kind: str, text: str) -> None:

@@ -89,7 +89,7 @@ class RolloutServer:
             await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 self.over = serving.result()
-                self._parts.log.info("the run is over", phase=self.over)
+                self._parts.log.info("nothing more to do", why=self.over)
             else:
                 grace_s = GRACE_S
         except TrustbatchError as error:

@@ -43,6 +43,7 @@ class Status:
             largest_lag=config.rollout.largest_lag,
             arm="",
             lag_served=None,
+            draining=False,
             in_flight=0,
             groups=0,
             tokens=0,
@@ -106,6 +107,10 @@ class Status:
     def lags(self, asked: int, arm: str, served: int | None) -> None:
         """The lag that is asked for, its arm, and how far what is served is behind the latest; None: no ancestor."""
         self.heartbeat.update(lag=asked, arm=arm, lag_served=served)
+
+    def drains(self, draining: bool) -> None:
+        """Whether it takes no new groups because an operator wants that."""
+        self.heartbeat.update(draining=draining)
 
     def in_flight(self, groups: int) -> None:
         """How many groups are being generated."""

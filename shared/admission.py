@@ -56,7 +56,7 @@ class Admission:
         k = keys
         counted = [k.cursor, k.leases, k.owners, k.returned, k.unapplied, k.bytes]
         self._lease = Script(
-            client, scripts.LEASE, [*counted, k.latest, k.clock, k.desired, k.phase, k.parents, k.drawing]
+            client, scripts.LEASE, [*counted, k.latest, k.clock, k.desired, k.phase, k.parents, k.drawing, k.draining]
         )
         self._renew = Script(client, scripts.RENEW, [k.owners, k.leases, k.clock])
         self._give_back = Script(client, scripts.GIVE_BACK, [k.leases, k.owners, k.returned, k.attempts, k.drawing])

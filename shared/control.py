@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from shared import scripts, untrusted
 from shared.errors import DataLossError, FencedError, StreamError
+from shared.history import History
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
+from shared.wishes import ADMISSION, EVENT_ROWS, Wish, Wishes, event_row
 
-HISTORY_ROWS = 5_000  # about 2 KB each; the run folder has them all
-EVENT_ROWS = 5_000
 LEARNER = "learner"
 COPY = "="  # behind a parent: the version has that one's weights
 
@@ -69,7 +69,6 @@ class ControlState:
         self._announce = Script(client, scripts.ANNOUNCE, [keys.epoch, keys.unapplied, keys.latest, keys.parents])
         self._restore_parents = Script(client, scripts.RESTORE_PARENTS, [keys.epoch, keys.parents])
         self._set_phase = Script(client, scripts.SET_PHASE, [keys.epoch, keys.phase])
-        self._add_history = Script(client, scripts.ADD_HISTORY, [keys.epoch, keys.history])
         self._wish_lag = Script(client, scripts.WISH_LAG, [keys.desired])
         self._claim = Script(client, scripts.CLAIM_EVALUATION, [keys.evaluation_jobs])
         self._release = Script(client, scripts.RELEASE_EVALUATION, [keys.evaluation_jobs])
@@ -194,26 +193,45 @@ class ControlState:
         return known, (reason or b"").decode()
 
     def add_history(self, row: dict[str, Any], epoch: int = 0) -> None:
-        """Appends one step's record to the capped history. Raises FencedError, DataLossError as `set_phase` does."""
-        self._add_history(epoch, json.dumps(row), HISTORY_ROWS)
+        """Appends one step's record to the history. Raises FencedError, DataLossError as `set_phase` does."""
+        History(self._client, self._keys).add(row, epoch)
 
     def history(self, last: int = 1000) -> list[dict[str, Any]]:
         """The newest `last` step records, oldest first."""
-        with translated():
-            entries = self._client.xrevrange(self._keys.history, count=last)
-        return [json.loads(fields[b"row"]) for _, fields in reversed(entries)]
+        return History(self._client, self._keys).rows(last)
 
     def add_event(self, kind: str, text: str, by: str) -> None:
         """Records that something happened."""
-        row = {"kind": kind, "text": text, "by": by, "at": time.time()}
         with translated():
-            self._client.xadd(self._keys.events, {"row": json.dumps(row)}, maxlen=EVENT_ROWS, approximate=True)
+            row = {"row": event_row(kind, text, by)}
+            self._client.xadd(self._keys.events, row, maxlen=EVENT_ROWS, approximate=True)
 
     def events(self, last: int = 50) -> list[dict[str, Any]]:
         """The newest events, newest first."""
         with translated():
             entries = self._client.xrevrange(self._keys.events, count=last)
         return [row for _, fields in entries if (row := untrusted.event(fields.get(b"row"))) is not None]
+
+    def events_from(
+        self, after: str | None, last: int, kind: str | None = None
+    ) -> tuple[list[tuple[str, dict[str, Any]]], str]:
+        """The first events after an id, or (None) the newest; oldest first, with their ids, and where to go on."""
+        with translated():
+            if after is None:
+                entries = self._client.xrevrange(self._keys.events, count=last if kind is None else EVENT_ROWS)[::-1]
+            else:
+                entries = self._client.xrange(self._keys.events, min=f"({after}", count=last if kind is None else None)
+        read = [(name.decode(), untrusted.event(fields.get(b"row"))) for name, fields in entries]
+        found = [(name, row) for name, row in read if row is not None and kind in (None, row["kind"])]
+        found = found[-last:] if after is None else found[:last]
+        more = kind is not None and len(found) == last and after is not None
+        return found, found[-1][0] if more else read[-1][0] if read else after or "0"
+
+    def newest_event_id(self) -> str:
+        """The id of the newest event's entry."""
+        with translated():
+            found = self._client.xrevrange(self._keys.events, count=1)
+        return found[0][0].decode() if found else "0-0"
 
     # -- the operator's wish --------------------------------------------------------------------
     def set_paused(self, paused: bool) -> None:
@@ -265,6 +283,14 @@ class ControlState:
         if not text:
             return LagWish()
         return LagWish(text, (by or b"").decode(errors="replace")[: untrusted.MAX_TEXT], untrusted.seconds(at))
+
+    def wish_admission(self, text: bytes, by: str, instead_of: bytes | None = None) -> bool:
+        """Asks for other budgets, as `Budgets.wish` writes them; see `Wishes.make`."""
+        return Wishes(self._client, self._keys).make(ADMISSION, text, by, instead_of=instead_of)
+
+    def admission_wish(self) -> Wish:
+        """The budgets that somebody wants; `shared.budgets` reads them."""
+        return Wishes(self._client, self._keys).read(ADMISSION)[0]
 
     # -- evaluation -----------------------------------------------------------------------------
     def request_evaluation(self, policy_version: int) -> None:

@@ -81,6 +81,7 @@ class Heartbeat:
         self._said_at = time.monotonic()
         if any(self._status.get(name) != value for name, value in fields.items()):
             self._moved_at = self._said_at
+            self._status["progress_at"] = time.time()
         self._status.update(fields)
 
     def _run(self) -> None:

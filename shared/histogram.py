@@ -8,6 +8,11 @@ from prometheus_client.core import HistogramMetricFamily
 
 VERSIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 
+_NATS = tuple(part / 1024 for part in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024))
+_NATS = (*_NATS, 1.5, 2.0, 4.0)
+LOG_RATIO_EDGES = (*(-edge for edge in reversed(_NATS)), *_NATS)
+"""Between the 41 bins of a step's log ratios, nats: powers of two and one and a half of them, finer near 0."""
+
 
 class VersionsHistogram:
     """Versions of every trained token; a step's millions of them are counted by value, not one by one."""

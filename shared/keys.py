@@ -117,8 +117,18 @@ class Keys:
 
     @property
     def desired(self) -> str:
-        """Hash: what the operator wants (paused, record_bytes, lag with lag_by and lag_at)."""
+        """Hash: what the operator wants (paused, record_bytes; lag, admission and objective with _by and _at)."""
         return self._key("desired")
+
+    @property
+    def draining(self) -> str:
+        """Hash: server_id -> who wants it to take no new groups, and since when."""
+        return self._key("draining")
+
+    @property
+    def requeues(self) -> str:
+        """Hash: dead letter id -> who wants it back in the stream, and since when; the learner sees to it."""
+        return self._key("requeues")
 
     @property
     def members(self) -> str:
@@ -136,8 +146,22 @@ class Keys:
 
     @property
     def history(self) -> str:
-        """Capped stream: one JSON row a step."""
+        """Stream, bounded in bytes: one JSON row a step."""
         return self._key("history")
+
+    @property
+    def series(self) -> str:
+        """Hash: the books of the rows' numbers by series: bytes of every block (TIER:NUMBER), and of each tier."""
+        return self._key("series")
+
+    @property
+    def fleet(self) -> str:
+        """Hash: the same for the numbers of rollout servers, and the last sample of them."""
+        return self._key("fleet")
+
+    def block(self, books: str, tier: str, number: int) -> str:
+        """Hash: series -> packed numbers of one stretch of time; `books` is `series` or `fleet`."""
+        return f"{books}:{tier}:{number}"
 
     @property
     def events(self) -> str:

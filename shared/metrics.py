@@ -253,6 +253,8 @@ assert _STEP_GAUGES.keys() <= {f.name for f in fields(StepRecord)}
 
 STEP_TEXTS: dict[str, str] = {name: text for name, (_, text) in _STEP_GAUGES.items()}
 """What each number of a StepRecord means."""
+STEP_NAMES: dict[str, str] = {name: metric for name, (metric, _) in _STEP_GAUGES.items()}
+"""What each is called as a metric: its unit is at the end."""
 
 
 class RolloutMetrics:

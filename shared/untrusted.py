@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 
 MAX_BYTES = 64 * 1024  # of one value
 MAX_TEXT = 1000  # characters that are shown of one text
-MAX_MEMBERS = 1000  # that are looked at
+MAX_MEMBERS = 2000  # that are looked at
 MAX_LAG = 1024  # versions; the bound of rollout.lag
 
 _TEXTS = ("kind", "state", "host", "engine", "device", "metrics", "address", "arm", "transfer")
@@ -32,6 +32,7 @@ _COUNTS = (
 )
 _NUMBERS = (
     "since",
+    "progress_at",
     "proof_max_nats",
     "floor_mean_nats",
     "floor_token_ess",

@@ -54,6 +54,7 @@ def _serve(config: Any, component: str, logger: Any) -> None:
     from services.control_plane.access import tls_settings
     from services.control_plane.app import REDIS_TIMEOUT_S, create_app
     from services.control_plane.guard import MAX_HEADER_BYTES
+    from services.control_plane.server import Server
     from services.listening import address_of, listen
     from shared.control import ControlState
     from shared.errors import ConfigError
@@ -88,7 +89,7 @@ def _serve(config: Any, component: str, logger: Any) -> None:
             server_header=False,
             **encrypted,
         )
-        server = uvicorn.Server(settings)
+        server = Server(settings)
         stop.on_stop(lambda: setattr(server, "should_exit", True))
         server.should_exit = bool(stop)
         server.run(sockets=[listening])

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.control_plane import autoscale, problems, schemas
 from services.control_plane.access import tokens_of
+from services.control_plane.admission import add_admission
+from services.control_plane.counting import Counting
+from services.control_plane.events import add_events
 from services.control_plane.guard import Guard
 from services.control_plane.lag import add_lag
+from services.control_plane.live import Live, add_live
 from services.control_plane.page import add_page
-from services.control_plane.resources import LOOK, OPERATE, Here, Resources, State
+from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, State, There
+from services.control_plane.series import add_series
+from services.control_plane.servers import add_servers
 from services.status import RunStatus, read_status
 from shared.config import Config
 from shared.errors import StreamError
@@ -32,7 +38,6 @@ from shared.redis_client import connect, server_version
 
 REDIS_TIMEOUT_S = 2.0
 KINDS = ("learner", "rollout", "control-plane")
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 DESCRIPTION = """Where a training run stands, and what its operator wants of it.
 
@@ -64,11 +69,15 @@ def create_app(config: Config) -> FastAPI:
     )
     problems.install(app)
     app.add_middleware(Guard, tokens=tokens, per_minute=config.control_plane.requests_per_minute)
-    app.middleware("http")(_count)
+    app.add_middleware(Counting)
+    app.state.live = Live(
+        lambda run: schemas.status_answer(read_status(run.client, run.keys), config).model_dump_json()
+    )
     add_page(app)
     _add_probes(app)
     _add_api(app)
-    add_lag(app)
+    for add in (add_lag, add_admission, add_series, add_servers, add_events, add_live):
+        add(app)
     return app
 
 
@@ -94,17 +103,17 @@ def _add_probes(app: FastAPI) -> None:
 
 def _add_api(app: FastAPI) -> None:
     @app.get("/v1/status", tags=["run"], summary="Where the run stands", **LOOK)
-    def status(here: Here) -> schemas.Status:
+    def status(here: Here, there: There) -> schemas.Status:
         """Phase, versions, processes, backlog, the newest step, evaluations and events."""
-        return schemas.status_answer(read_status(here.client, here.keys), here.config)
+        return schemas.status_answer(read_status(there.client, there.keys), here.config)
 
     @app.get("/v1/history", tags=["run"], summary="Step records", **LOOK)
     def history(
-        here: Here,
+        there: There,
         last: Annotated[int, Query(ge=1, le=20_000, description="How many of the newest steps.")] = 1000,
     ) -> schemas.History:
         """The newest optimizer steps, oldest first."""
-        rows = here.control.history(last=last)
+        rows = there.control.history(last=last)
         return schemas.History(steps=[schemas.Step.model_validate(row) for row in rows])
 
     @app.post("/v1/pause", tags=["operator"], summary="Stand still", **OPERATE)
@@ -124,7 +133,7 @@ def _wish(here: Resources, paused: bool) -> schemas.Paused:
         if changed:
             here.control.set_paused(paused)
             kind, text = ("pause", "the run is to stand still") if paused else ("resume", "the run is to go on")
-            here.control.add_event(kind, text, by="operator")
+            here.control.add_event(kind, text, by=BY)
     return schemas.Paused(paused=paused, changed=changed)
 
 
@@ -164,16 +173,6 @@ def _desired_servers(config: Config, status: RunStatus, steps: Sequence[Mapping[
     demand = autoscale.demand_of(status, steps, config, time.time())
     plane = config.control_plane
     return autoscale.desired_rollout_servers(demand, plane.least_servers, plane.most_servers)
-
-
-async def _count(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Counts requests by method and route's template; unknown ones are one label, they cannot blow up the metric."""
-    response = await go_on(request)
-    route = getattr(request.scope.get("route"), "path", "unknown")
-    here = cast(Resources, request.state.resources)
-    method = request.method if request.method in METHODS else "other"
-    here.metrics.requests.labels(method, route, str(response.status_code)).inc()
-    return response
 
 
 def _version() -> str:

@@ -10,13 +10,12 @@ from starlette.exceptions import HTTPException
 
 from services.control_plane import problems
 from services.control_plane.access import Role
-from services.control_plane.resources import LOOK, OPERATE, Here, Resources
+from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources
 from services.control_plane.schemas import Answer, Number, Problem
 from services.lag import Dialled, LagRefusedError, clear_lag, read_lag, set_lag
 from shared.config.lag import LagSetting
 from shared.errors import ConfigError
 
-BY = "operator"
 TURNED: dict[str, Any] = OPERATE | {
     "responses": OPERATE["responses"]
     | {

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
@@ -55,11 +56,17 @@ def install(app: FastAPI) -> None:
 def refuse_unknown_parameters(request: Request) -> None:
     """Query parameters that a route does not have are errors, not silence."""
     route = request.scope.get("route")
-    known = {p.alias for p in route.dependant.query_params} if isinstance(route, APIRoute) else set()
+    known = _parameters(route.dependant) if isinstance(route, APIRoute) else set()
     unknown = sorted(set(request.query_params) - known)
     if unknown:
         allowed = f"known here: {', '.join(sorted(known))}" if known else "this route takes none"
         raise HTTPException(422, f"unknown parameter {', '.join(unknown)}; {allowed}")
+
+
+def _parameters(dependant: Dependant) -> set[str]:
+    """The query parameters of a route and of all that it depends on."""
+    own = {parameter.alias for parameter in dependant.query_params}
+    return own.union(*(_parameters(inner) for inner in dependant.dependencies))
 
 
 def refuse_other_sites(request: Request) -> None:
@@ -123,7 +130,9 @@ def _refused(request: Request, error: Exception) -> JSONResponse:
         404: f"there is no {request.url.path} here; /openapi.json lists what there is",
         405: f"{request.method} is not possible on {request.url.path}; possible: {possible}",
     }
-    return problem(error.status_code, details.get(error.status_code, str(error.detail)), dict(error.headers or {}))
+    own = str(error.detail) != HTTPStatus(error.status_code).phrase  # else it is the router's
+    detail = str(error.detail) if own else details.get(error.status_code, str(error.detail))
+    return problem(error.status_code, detail, dict(error.headers or {}))
 
 
 def _foreign(request: Request, error: Exception) -> JSONResponse:

@@ -6,11 +6,12 @@ import threading
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypedDict, cast
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPBearer
 
 from services.control_plane import problems
 from shared.config import Config
+from shared.config.run import RUN_ID
 from shared.control import ControlState
 from shared.keys import Keys
 from shared.metrics import ControlPlaneMetrics
@@ -21,6 +22,7 @@ LOOK: dict[str, Any] = {
     "dependencies": [Security(HTTPBearer(auto_error=False, description="One of the two tokens."))],
     "responses": problems.CLOSED,
 }
+BY = "operator"  # who wants what is asked for with the token that may operate
 OPERATE = LOOK | {"responses": problems.CLOSED | problems.WISHES}
 
 
@@ -52,3 +54,29 @@ def resources_of(request: Request) -> Resources:
 
 
 Here = Annotated[Resources, Depends(resources_of)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that a request looks at: that of the configuration, or another one in the same Redis."""
+
+    client: Client
+    keys: Keys
+
+    @property
+    def control(self) -> ControlState:
+        """Its control state."""
+        return ControlState(self.client, self.keys)
+
+
+def run_of(
+    here: Here,
+    run: Annotated[
+        str | None, Query(pattern=RUN_ID, description="Another run in the same Redis; `/v1/runs` lists them.")
+    ] = None,
+) -> Run:
+    """The run that is asked for; Redis is not asked whether there is one."""
+    return Run(here.client, here.keys if run is None else Keys(run))
+
+
+There = Annotated[Run, Depends(run_of)]

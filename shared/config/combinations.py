@@ -91,12 +91,12 @@ def _memory(config: Config) -> Iterator[str]:
             f"may take {needed:,} bytes: raise it, or lower learner.groups_per_batch, rollout.group_size "
             "or rollout.sampling.max_tokens"
         )
-    letters = config.admission.dead_letter_bytes
-    if config.redis.url is None and config.redis.max_memory < 2 * most + letters:
+    letters, history = config.admission.dead_letter_bytes, config.control_plane.history_bytes
+    if config.redis.url is None and config.redis.max_memory < 2 * most + letters + history:
         yield (
             f"redis.max_memory is {config.redis.max_memory:,}; it must be at least twice admission.max_bytes "
-            f"({most:,}) and admission.dead_letter_bytes ({letters:,}), so that heartbeats and acknowledgements "
-            "always fit"
+            f"({most:,}), admission.dead_letter_bytes ({letters:,}) and control_plane.history_bytes ({history:,}), so "
+            "that heartbeats and acknowledgements always fit"
         )
 
 

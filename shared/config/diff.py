@@ -65,6 +65,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "admission.evict": (LEARNER,),
     "admission.window": (LEARNER,),
     "control_plane": (CONTROL_PLANE,),
+    "control_plane.history_bytes": (LEARNER, CONTROL_PLANE),
     "metrics": (LEARNER, ROLLOUT),
 }
 

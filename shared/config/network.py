@@ -74,6 +74,9 @@ class ControlPlaneConfig(Section):
     """Key (PEM) of `tls_certificate`, without a passphrase."""
     requests_per_minute: int = Field(600, ge=10, le=1_000_000)
     """What one client may ask for, a tenth of it at once; liveness probes do not count."""
+    history_bytes: ByteSize = Field(ByteSize(64 * 2**20), ge=8 * 2**20)
+    """All that the history may take in Redis, beside admission.max_bytes: steps for hours, minutes for days, hours
+    for 30 days; the oldest go first."""
     least_servers: int = Field(1, ge=1, le=1024)
     """Fewest rollout servers that trustbatch_desired_rollout_servers asks for while the run goes on."""
     most_servers: int = Field(16, ge=1, le=1024)

@@ -9,11 +9,13 @@ from pydantic import Field
 
 from shared.config.section import Section
 
+RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
 
 class RunConfig(Section):
     """Who this run is and where it keeps its files."""
 
-    id: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    id: str = Field("run", pattern=RUN_ID)
     """Name of the run: part of every Redis key, so two runs can share one Redis."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of the prompt order, of sampling and of the learner."""

@@ -7,7 +7,6 @@ allowed at maxmemory, and after it Redis lets the script's other writes through.
 
 from shared.scripts.admission import GIVE_BACK, LEASE, RENEW
 from shared.scripts.control import (
-    ADD_HISTORY,
     ANNOUNCE,
     CLAIM_EVALUATION,
     HEARTBEAT,
@@ -15,10 +14,12 @@ from shared.scripts.control import (
     SET_PHASE,
     WISH_LAG,
 )
+from shared.scripts.history import ADD_HISTORY, REWIND, SAMPLE
 from shared.scripts.letters import DEAD_LETTER, REQUEUE
 from shared.scripts.recovery import CLAIM_LOST, RESTORE, RESTORE_PARENTS, SETTLE_CLAIMS
 from shared.scripts.stream import APPEND, DELETE, RELEASE
 from shared.scripts.transfer import ANSWER_TRANSFER, CALL_TRANSFER, WANT_FILES
+from shared.scripts.wishes import MARK, WISH
 
 __all__ = [
     "ADD_HISTORY",
@@ -34,15 +35,19 @@ __all__ = [
     "GIVE_BACK",
     "HEARTBEAT",
     "LEASE",
+    "MARK",
     "RELEASE",
     "RELEASE_EVALUATION",
     "RENEW",
     "REQUEUE",
     "RESTORE",
     "RESTORE_PARENTS",
+    "REWIND",
+    "SAMPLE",
     "SETTLE_CLAIMS",
     "SET_PHASE",
     "WANT_FILES",
+    "WISH",
     "WISH_LAG",
 ]
 

@@ -14,7 +14,7 @@ if now - last > lease_ms / 2 then
 end
 """
 
-# KEYS cursor leases owners returned unapplied bytes latest clock desired phase parents drawing
+# KEYS cursor leases owners returned unapplied bytes latest clock desired phase parents drawing draining
 # ARGV server want versions groups_per_version byte_budget group_bytes lease_ms served_version lag [wish] [for_version]
 # wish: the operator's that the lag follows, '+' before it; for_version: the newest version that it was resolved for;
 # '' for either: whatever there is now.
@@ -29,6 +29,8 @@ local lease_ms = tonumber(ARGV[7])
 local phase = redis.call('hget', KEYS[10], 'phase')
 if phase == 'finished' or phase == 'failed' then return {phase} end
 if redis.call('hget', KEYS[9], 'paused') == '1' then return {'paused by the operator'} end
+
+if redis.call('hexists', KEYS[13], ARGV[1]) == 1 then return {'draining'} end
 
 local clock = KEYS[8]
 """
@@ -52,6 +54,10 @@ if changed or (for_version ~= '' and for_version ~= version) then return {'anoth
 -- says, or as there are versions. A version that a restore published again ('=') is no publish of its own.
 local versions, lag, oldest, steps, at = tonumber(ARGV[3]), tonumber(ARGV[9]), 0, 0, nil
 if credit > 0 then versions = math.min(versions, credit) end
+local readable, wanted = pcall(cjson.decode, redis.call('hget', KEYS[9], 'admission') or '')
+if not readable or type(wanted) ~= 'table' then wanted = {} end
+local staleness, most = tonumber(wanted.max_staleness), tonumber(wanted.max_bytes)
+if staleness then versions = math.max(1, math.min(versions, staleness + 1)) end
 while version and (steps <= lag or (not at and steps < lag + versions)) do
   local parent = redis.call('hget', KEYS[11], version)
   if version == ARGV[8] then at = steps end
@@ -82,7 +88,7 @@ end
 
 local leased = redis.call('zcard', leases)
 local room = (versions - used) * tonumber(ARGV[4]) - leased - redis.call('scard', unapplied)
-local free = tonumber(ARGV[5]) - tonumber(redis.call('get', KEYS[6]) or 0)
+local free = math.min(tonumber(ARGV[5]), most or math.huge) - tonumber(redis.call('get', KEYS[6]) or 0)
 local byte_room = math.floor(free / tonumber(ARGV[6])) - leased
 if byte_room < room then room, reason = byte_room, 'byte credit' end
 local n = math.min(tonumber(ARGV[2]), room)

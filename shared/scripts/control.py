@@ -1,4 +1,4 @@
-"""Versions, phase, history, evaluations and heartbeats."""
+"""Versions, phase, evaluations and heartbeats."""
 
 from shared.scripts.parts import ALLOW_AT_MAXMEMORY, CHECK_EPOCH, NOW
 
@@ -34,19 +34,6 @@ if ARGV[1] ~= '0' then
     + """
 end
 redis.call('hset', KEYS[2], 'phase', ARGV[2], 'reason', ARGV[3], 'at', ARGV[4])
-return 1
-"""
-)
-
-# KEYS epoch history; ARGV epoch row rows_kept (an epoch of 0 as above)
-ADD_HISTORY = (
-    """
-if ARGV[1] ~= '0' then
-"""
-    + CHECK_EPOCH
-    + """
-end
-redis.call('xadd', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'row', ARGV[2])
 return 1
 """
 )

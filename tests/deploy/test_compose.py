@@ -179,7 +179,8 @@ def test_every_file_that_is_mounted_is_there(name: str) -> None:
 def test_redis_can_hold_what_the_run_may_put_into_it_twice_over(name: str) -> None:
     redis = services()["redis"]
     most, config = size(redis["environment"]["REDIS_MAXMEMORY"]), configuration_of(services()[name])
-    assert most >= 2 * config.admission.max_bytes + config.admission.dead_letter_bytes
+    kept = config.admission.dead_letter_bytes + config.control_plane.history_bytes
+    assert most >= 2 * config.admission.max_bytes + kept
     assert size(redis["deploy"]["resources"]["limits"]["memory"]) >= 2 * most, (
         "a rewrite of the file copies what it holds"
     )

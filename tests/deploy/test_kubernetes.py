@@ -272,7 +272,8 @@ def test_redis_can_hold_what_the_run_may_put_into_it_twice_over(overlay: str) ->
     config = configuration_of(overlay, workload(overlay, "learner"))
     [container] = pod_of(workload(overlay, "redis"))["containers"]
     [most] = [size(item["value"]) for item in container["env"] if item["name"] == "REDIS_MAXMEMORY"]
-    assert most >= 2 * config.admission.max_bytes + config.admission.dead_letter_bytes
+    kept = config.admission.dead_letter_bytes + config.control_plane.history_bytes
+    assert most >= 2 * config.admission.max_bytes + kept
     assert quantity(container["resources"]["limits"]["memory"]) >= 2 * most
     files = [found for found in of_kind(overlay, "ConfigMap") if "users.acl" in found["data"]]
     assert files[0]["data"] == {

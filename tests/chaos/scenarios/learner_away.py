@@ -14,7 +14,8 @@ PRODUCER_MIB = 256.0
 SETTINGS = (
     "rollout={engine: {kind: transformers, device: cpu}, group_size: 4, sampling: {max_tokens: 512}}",
     "admission={max_staleness: 1000, max_bytes: 8MiB, lease_s: 5}",
-    "redis.max_memory=32MiB",
+    "redis.max_memory=40MiB",
+    "control_plane.history_bytes=8MiB",
     "learner.idle_deadline_s=1200",
 )
 

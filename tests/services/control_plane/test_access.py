@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from services.control_plane import access
 from services.control_plane.access import Role, Tokens, tokens_of
 from services.control_plane.app import create_app
+from services.control_plane.page import PATHS
 from shared.config import Config, load_config
 from shared.control import ControlState, Latest
 from shared.errors import ConfigError
@@ -36,17 +37,29 @@ def http(config: Config) -> Iterator[TestClient]:
 
 def ask(http: TestClient, method: str, path: str, authorization: str) -> int:
     headers = {"authorization": authorization} if authorization else {}
-    return http.request(method, path, headers=headers, json=0 if method == "PUT" else None).status_code
+    body = 0 if method == "PUT" else None
+    return http.request(method, path + NEEDED.get(path, ""), headers=headers, json=body).status_code
+
+
+NEEDED = {"/v1/series": "?name=step", "/v1/histograms": "?name=staleness"}
+STREAMS = {("GET", "/v1/live")}  # which a client of tests would wait for until it ends
 
 
 WHO_MAY = [
     ("GET", "/", 200, 200, 200),
+    *(("GET", path, 200, 200, 200) for path in PATHS if path != "/"),
     ("GET", "/healthz", 200, 200, 200),
     ("GET", "/readyz", 200, 200, 200),
     ("GET", "/metrics", 401, 200, 200),
     ("GET", "/openapi.json", 401, 200, 200),
     ("GET", "/v1/status", 401, 200, 200),
     ("GET", "/v1/history", 401, 200, 200),
+    ("GET", "/v1/metrics", 401, 200, 200),
+    ("GET", "/v1/series", 401, 200, 200),
+    ("GET", "/v1/histograms", 401, 200, 200),
+    ("GET", "/v1/servers", 401, 200, 200),
+    ("GET", "/v1/servers/{server_id}", 401, 200, 200),
+    ("GET", "/v1/events", 401, 200, 200),
     ("GET", "/v1/lag", 401, 200, 200),
     ("PUT", "/v1/lag", 401, 403, 200),
     ("DELETE", "/v1/lag", 401, 403, 200),
@@ -66,6 +79,7 @@ def test_every_route_asks_for_its_role(
 ) -> None:
     control = ControlState(client, keys)
     control.announce(control.take_epoch(), Latest(0, -1, 0), 0, [])
+    control.beat("rollout:{server_id}", {"kind": "rollout"}, 30)
     http.follow_redirects = False
     found = [ask(http, method, path, who) for who in (NOBODY, WRONG, READER, OPERATOR)]
     assert found == [nobody, nobody, reader, operator]
@@ -74,7 +88,7 @@ def test_every_route_asks_for_its_role(
 def test_no_route_is_left_out_of_the_table(config: Config) -> None:
     app = create_app(guarded(config))
     routes = {(m, r.path) for r in app.routes for m in r.methods if m != "HEAD"}  # type: ignore[attr-defined]
-    assert routes == {(method, path) for method, path, *_, operator in WHO_MAY if operator == 200}
+    assert routes == STREAMS | {(method, path) for method, path, *_, operator in WHO_MAY if operator == 200}
 
 
 @pytest.mark.parametrize(

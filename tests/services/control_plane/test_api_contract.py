@@ -42,7 +42,8 @@ def http(guarded: Config) -> Iterator[TestClient]:
         yield client
 
 
-OPERATIONS = [*ROUTES.items(), ("/v1/lag", "put"), ("/v1/lag", "delete")]
+ANSWERED = {path: method for path, method in ROUTES.items() if path != "/v1/live"}  # which only a stop ends
+OPERATIONS = [*ANSWERED.items(), ("/v1/lag", "put"), ("/v1/lag", "delete")]
 DESCRIBED = [(*operation, GenerationMode.POSITIVE) for operation in OPERATIONS]
 OTHERWISE = [
     (*operation, GenerationMode.NEGATIVE) for operation in OPERATIONS if operation[0][-1] != "z"
@@ -80,7 +81,7 @@ def test_what_is_described_is_what_is_answered(
 @seed(1)
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "BREW"]),
-    path=st.sampled_from([*ROUTES, "/", "/openapi.json", "/v1", "/v1/%00", "/%2e%2e/etc", "//", "/v1/status;x=1"]),
+    path=st.sampled_from([*ANSWERED, "/", "/openapi.json", "/v1", "/v1/%00", "/%2e%2e/etc", "//", "/v1/status;x=1"]),
     query=st.dictionaries(st.text(max_size=8), st.text(max_size=12), max_size=3),
     headers=st.dictionaries(
         st.sampled_from(

@@ -30,6 +30,13 @@ ROUTES = {
     "/v1/status": "get",
     "/v1/history": "get",
     "/v1/lag": "get",
+    "/v1/metrics": "get",
+    "/v1/series": "get",
+    "/v1/histograms": "get",
+    "/v1/servers": "get",
+    "/v1/servers/{server_id}": "get",
+    "/v1/events": "get",
+    "/v1/live": "get",
     "/v1/pause": "post",
     "/v1/resume": "post",
 }
