@@ -135,3 +135,34 @@ def write(control: ControlState, steps: int, stale: float = 1.0, seed: int = 0) 
     control.add_event("lag", "servers are to lag by 2, r2 by 4", "operator")
     control.add_event("sync", f"r1 serves version {steps - 2}", "rollout:r1")
     return began + steps * STEP_S
+
+
+def examples(number: int) -> list[dict[str, Any]]:
+    """The group that a step's ratios hang on, with text that would be markup were it not text."""
+    logs = [0.01, 2.0, -0.4, 0.05, -1.8]
+    completion = {
+        "tokens": ["<i>", "m", "a", "\n", " e"],
+        "log_ratio": logs,
+        "start": 0,
+        "length": len(logs),
+        "versions": [[max(0, number - 3), 0, 2], [max(0, number - 2), 2, 5]],
+        "reward": 1.0,
+        "finish_reason": "stop",
+        "weight_share": 0.21,
+    }
+    return [
+        {
+            "step": number,
+            "why": ["largest weight share"],
+            "weight_share": 0.41,
+            "log_ratio_abs_max": 2.0,
+            "group_id": f"shown:{number}",
+            "prompt_index": number,
+            "server_id": "r2",
+            "environment": "spell_backward",
+            "lag": 4,
+            "prompt": "Spell <b>backward</b>: stream",
+            "rewards": [1.0, 0.0],
+            "trajectories": [completion, completion | {"reward": 0.0}],
+        }
+    ]

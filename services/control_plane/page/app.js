@@ -11,14 +11,14 @@ import {$, duration, element, put} from "./text.js";
 
 const RANGES = [["whole run", 0], ["last 24 hours", 86400], ["last 6 hours", 21600], ["last hour", 3600], ["last 10 minutes", 600]];
 const LOOK_EVERY_MS = 3000, RUNS_EVERY_MS = 30000;
-let lookedAt = 0, runsAt = 0, planned = false, lostAt = 0, ticking = null;
+let runsAt = 0, planned = false, failing = false, lostAt = 0, ticking = null;
 
 function plan() {  // at most one drawing for each frame
   if (planned) return;
   planned = true;
   (document.hidden ? setTimeout : requestAnimationFrame)(() => {
     planned = false;
-    if (state.status) show();
+    if (state.status && !failing && !lostAt) show();
   });
 }
 
@@ -43,18 +43,27 @@ function show() {
 }
 
 async function lookAround(force) {  // what the stream does not carry
-  const at = Date.now();
-  if (!force && at - lookedAt < LOOK_EVERY_MS) return;
-  lookedAt = at;
   await look();
-  if (!force && at - runsAt < RUNS_EVERY_MS) return;
-  runsAt = at;
+  if (!force && Date.now() - runsAt < RUNS_EVERY_MS) return;
+  runsAt = Date.now();
   state.runs = (await ask("v1/runs")).runs;
   const names = ["", ...state.runs.filter((run) => !run.own).map((run) => run.id)];
   if (names.length !== $("compare").options.length || names.some((name, i) => $("compare").options[i].value !== name)) {
     $("compare").replaceChildren(...names.map((name) => element("option", {value: name, selected: name === state.other}, name || "no other run")));
   }
 }
+
+setInterval(async () => {
+  if (!state.status || lostAt || document.hidden) return;
+  try {
+    await lookAround(false);
+    failing = false;
+    plan();
+  } catch (error) {  // the stream is silent while Redis is away
+    failing = error.answered && error.code !== 401;
+    if (failing) trouble(error, LOOK_EVERY_MS / 1000);
+  }
+}, LOOK_EVERY_MS);
 
 const told = {
   async fresh() {
@@ -68,7 +77,6 @@ const told = {
   status(next) {
     if (state.status && next.run_id !== state.status.run_id) location.reload();
     state.status = next;
-    lookAround(false).then(plan, () => {});
     plan();
   },
   step(row) {
@@ -82,13 +90,11 @@ const told = {
     put($("link"), words[how]);
     $("link").className = `pill ${how}`;
     if (how !== "lost") {
+      if (lostAt) plan();
       lostAt = 0;
-      document.body.classList.remove("lost");
       return;
     }
     lostAt = lostAt || Date.now();
-    document.body.classList.add("lost");
-    $("toggle").disabled = true;
     const until = Date.now() + 1000 * seconds, tick = () => trouble(error, Math.max(0, Math.ceil((until - Date.now()) / 1000)));
     ticking = setInterval(tick, 1000);
     tick();
@@ -114,6 +120,8 @@ const told = {
 };
 
 function trouble(error, seconds) {
+  document.body.classList.add("lost");
+  $("toggle").disabled = true;
   const again = seconds ? `Trying again in ${seconds} s.` : "Trying again now.";
   const silent = duration((Date.now() - lostAt) / 1000);
   if (error.answered) say("bad", "No data", `${error.message} ${again}`);

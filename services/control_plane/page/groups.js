@@ -1,7 +1,7 @@
 // The groups behind a step: prompt, completions, every token coloured by how its probability has changed since it was drawn.
 
 import {ask} from "./store.js";
-import {$, count, element, ess, known, rate, short} from "./text.js";
+import {$, count, element, ess, known, percent, rate, short} from "./text.js";
 
 const BOUNDS = [.02, .1, .3, .7, 1.5];  // nats
 const dialog = $("groups"), body = $("groups-body");
@@ -42,8 +42,8 @@ function legend() {
 }
 
 function one(group) {
-  const rewards = group.trajectories.map((t) => t.reward);
-  const facts = [`prompt ${count(group.prompt_index)}`, group.environment, `from ${group.server_id}`, `kept for: ${group.why}`, `reward ${rate(mean(rewards))}`];
+  const facts = [`prompt ${count(group.prompt_index)}`, group.environment, `from ${group.server_id}`, `kept for its ${[group.why].flat().join(" and ")}`,
+    `${percent(group.weight_share)} of the step's weight`, `reward ${rate(mean(group.rewards))}`];
   return element("article", {class: "group"},
     element("h3", {}, `Group ${group.group_id}`),
     element("p", {class: "facts"}, facts.join(" · ")),
@@ -57,7 +57,8 @@ function completion(trajectory, number) {
   const line = element("p", {class: "tokens", role: "group", "aria-label": `Completion ${number + 1}`}, ...tokens);
   const look = (node) => {
     const i = Number(node.dataset.i);
-    tell.textContent = `token ${i + 1}: ${JSON.stringify(trajectory.tokens[i])} · ratio ×${short(Math.exp(logs[i]))} · log ratio ${short(logs[i])} nats · drawn by version ${version(trajectory, i)}`;
+    const ratio = known(logs[i]) ? `ratio ×${short(Math.exp(logs[i]))} · log ratio ${short(logs[i])} nats` : "not trained on";
+    tell.textContent = `token ${trajectory.start + i + 1}: ${JSON.stringify(trajectory.tokens[i])} · ${ratio} · drawn by version ${version(trajectory, i)}`;
   };
   line.addEventListener("mouseover", (event) => event.target.classList.contains("token") && look(event.target));
   line.addEventListener("mouseleave", () => { tell.textContent = summary(trajectory); });
@@ -78,17 +79,16 @@ function walk(event, tokens) {  // one stop of the Tab key for a completion, arr
 }
 
 function summary(trajectory) {
-  const drawn = trajectory.versions.map(([version, n]) => `${version} (${count(n)})`).join(", "), sum = trajectory.log_ratio.reduce((a, b) => a + (b || 0), 0);
-  const ratios = trajectory.log_ratio.filter(known).map(Math.exp), total = mean(ratios) ** 2, squares = mean(ratios.map((r) => r * r));
-  return `${count(trajectory.tokens.length)} tokens of version ${drawn} · whole ratio ×${short(Math.exp(sum))} · ESS ${ess(total / squares)} · ends by ${trajectory.finish_reason}`;
+  const logs = trajectory.log_ratio.filter(known), ratios = logs.map(Math.exp), sum = logs.reduce((a, b) => a + b, 0);
+  const drawn = trajectory.versions.map(([number, start, end]) => `${number} (${count(end - start)})`).join(", ");
+  const cut = trajectory.length > trajectory.tokens.length ? `, ${count(trajectory.tokens.length)} shown` : "";
+  return `${count(trajectory.length)} tokens${cut} of version ${drawn} · ratio of all ×${short(Math.exp(sum))}` +
+    `${ratios.length ? ` · ESS ${ess(mean(ratios) ** 2 / mean(ratios.map((r) => r * r)))}` : ""} · ${percent(trajectory.weight_share)} of the step's weight · ended by ${trajectory.finish_reason}`;
 }
 
 function version(trajectory, i) {
-  for (const [number, n] of trajectory.versions) {
-    if (i < n) return number;
-    i -= n;
-  }
-  return "unknown";
+  const span = trajectory.versions.find(([, start, end]) => start <= trajectory.start + i && trajectory.start + i < end);
+  return span ? span[0] : "unknown";
 }
 
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;

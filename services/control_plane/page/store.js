@@ -54,6 +54,8 @@ function columns(answer) {  // name, or name|label -> arrays that a chart can dr
   for (const {name, label, points} of answer.series) {
     const column = {label, step: [], at: [], mean: [], min: [], max: []};
     for (const point of points) {
+      point.step ??= before(found.get("reward_mean"), point.at);  // of servers, which take no steps
+      if (point.step === null) continue;
       if (column.step.length && point.step <= column.step[column.step.length - 1]) cut(column, point.step);
       for (const key of ["step", "at", "mean", "min", "max"]) column[key].push(point[key]);
     }
@@ -104,8 +106,9 @@ export function pace(points = 30) {  // seconds a step: the median of the newest
   return found.length ? found.sort((a, b) => a - b)[found.length >> 1] : null;
 }
 
-export function stepAt(at) {  // the last step that was done by then
-  const column = state.series.get("reward_mean");
+export const stepAt = (at) => before(state.series.get("reward_mean"), at);
+
+function before(column, at) {  // the last step that was done by then
   let found = null;
   if (column) for (let i = 0; i < column.at.length && column.at[i] <= at; i++) found = column.step[i];
   return found;
