@@ -163,7 +163,7 @@ def test_a_click_on_a_chart_opens_the_groups_behind_its_step(stack: Stack, open_
     token = dialog.locator(".token").nth(1)
     expect(token).to_have_class(re.compile("up5"))
     token.hover()
-    expect(dialog.locator(".tell").first).to_contain_text('token 2: "m" · ratio ×7.39 · log ratio 2 nats')
+    expect(dialog.locator(".tell").first).to_contain_text('token 2: "m" · ratio \u00d77.39 · log ratio 2 nats')
     dialog.locator(".token").first.focus()
     page.keyboard.press("ArrowRight")
     expect(token).to_be_focused()
@@ -202,9 +202,7 @@ def test_another_run_is_drawn_dashed_beside_this_one(stack: Stack, open_page: Ca
 def test_it_says_that_the_control_plane_is_gone_and_comes_back_by_itself(
     stack: Stack, open_page: Callable[..., Page]
 ) -> None:
-    page = live(
-        stack, open_page, expected="ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONNECTION_RESET"
-    )
+    page = live(stack, open_page, expected="ERR_(CONNECTION_REFUSED|CONNECTION_RESET|INCOMPLETE)")
     stack.plane.stop()
     expect(page.locator("#link")).to_have_text("disconnected")
     expect(page.locator("#sentence")).to_contain_text("The control plane has not answered for")
@@ -288,7 +286,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(stack: Stack, open_p
     for part in ("#sentence", "#parts", "#chart-ess canvas", "#chart-ratios canvas", "#servers-card", "#events"):
         box = page.locator(part).bounding_box()
         assert box is not None
-        assert 0 <= box["x"]
+        assert box["x"] >= 0
         assert box["x"] + box["width"] <= 375, part
 
 

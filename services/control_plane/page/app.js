@@ -46,7 +46,7 @@ async function lookAround(force) {  // what the stream does not carry
   await look();
   if (!force && Date.now() - runsAt < RUNS_EVERY_MS) return;
   runsAt = Date.now();
-  state.runs = (await ask("v1/runs")).runs;
+  state.runs = (await ask("v1/runs").catch(() => state)).runs;  // other runs do not stand before this one
   const names = ["", ...state.runs.filter((run) => !run.own).map((run) => run.id)];
   if (names.length !== $("compare").options.length || names.some((name, i) => $("compare").options[i].value !== name)) {
     $("compare").replaceChildren(...names.map((name) => element("option", {value: name, selected: name === state.other}, name || "no other run")));

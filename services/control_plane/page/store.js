@@ -33,7 +33,7 @@ export async function ask(path, options) {
 
 export async function refresh() {  // everything that charts show; the status comes over the live stream
   state.live = 0;
-  const names = state.any ? [...NAMES, state.any] : NAMES, from = since(now());
+  const names = wanted(), from = since(now());
   const [series, ratios] = await Promise.all([
     ask(`v1/series?${names.map((name) => `name=${name}`).join("&")}&points=${POINTS}${from}`),
     ask(`v1/histograms?name=log_ratio&columns=${COLUMNS}${from}`),
@@ -43,6 +43,10 @@ export async function refresh() {  // everything that charts show; the status co
   const other = state.other && state.runs.find((run) => run.id === state.other);
   state.otherSeries = other ? columns(await ask(
     `v1/series?${names.map((name) => `name=${name}`).join("&")}&points=${POINTS}&run=${encodeURIComponent(other.id)}${since(other.at || now())}`)) : new Map();
+}
+
+function wanted() {  // what another release's control plane does not know is not drawn
+  return [...NAMES.filter((name) => state.metrics.some((metric) => metric.name === name)), state.any].filter(Boolean);
 }
 
 function since(newest) {
