@@ -7,6 +7,7 @@ import socket
 import time
 from contextlib import suppress
 
+from learner.adjust import Adjusted
 from learner.checkpoint import CheckpointStore
 from learner.ending import await_evaluation, save_model
 from learner.evaluations import Evaluations
@@ -40,6 +41,7 @@ from shared.log import Logger
 from shared.metrics import LearnerMetrics
 from shared.process import Deadline, StopFlag
 from shared.redis_client import Client
+from shared.runs import register
 from shared.store import open_store
 from shared.stream import Backlog, GroupReader, backlog
 
@@ -129,6 +131,9 @@ class Learner:
         files = self.training.parts.files
         self.evaluations = Evaluations(self.control, files, self._patiently, config.learner.target_heldout_accuracy)
         self.evaluations.request(self.training.lineage.latest)
+        self._patiently.tell(
+            "put the run on the list", lambda: register(self._client, self._keys, config.learner.steps)
+        )
         self._tell_phase("running")
         self.log.info("started", step=self.training.step, policy_version=self.training.lineage.latest)
 
@@ -182,6 +187,7 @@ class Learner:
                 self.metrics,
                 self.log,
                 history,
+                Adjusted(config, self._client, objectives, self._patiently, self.heartbeat, self.log),
             ),
             begin,
         )
@@ -200,6 +206,7 @@ class Learner:
             return False
         self._look_at_evaluations()
         self._answer_wish_for_files()
+        self.training.parts.adjusted.hear(self.training.step)
         if self._paused() or not self._collected():
             return True
         training = self.training

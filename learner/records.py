@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -31,6 +31,7 @@ def step_record(
     outcome: StepOutcome,
     applied: Sequence[int],
     wait_s: float,
+    settings: Mapping[str, float],
 ) -> StepRecord:
     """The record of one step; what publishing took is filled in later."""
     trajectories = [t for group in batch.groups for t in group.own]
@@ -63,6 +64,7 @@ def step_record(
         loss=outcome.loss,
         grad_norm=outcome.grad_norm,
         learning_rate=outcome.learning_rate,
+        settings=dict(settings),
         skipped=outcome.skipped,
         wait_s=wait_s,
         compute_s=outcome.seconds,

@@ -19,6 +19,7 @@ from itertools import chain, pairwise, takewhile
 
 import torch
 
+from learner.adjust import Adjusted
 from learner.checkpoint import CheckpointStore, TrainingState, collect_tensors
 from learner.evaluations import Evaluations
 from learner.files import RunFiles, plain
@@ -70,6 +71,7 @@ class Parts:
     metrics: LearnerMetrics
     log: Logger
     history: History
+    adjusted: Adjusted
 
 
 class Training:
@@ -192,8 +194,8 @@ class Training:
             parts.policy,
             parts.optimizer,
             batch,
-            parts.objectives,
-            parts.config.learner,
+            parts.adjusted.objectives,
+            parts.adjusted.learner,
             self.step,
             beyond=parts.provision.of_pass(minibatch, number),
             drawn_by=drawn_by,
@@ -202,7 +204,8 @@ class Training:
         staleness = parts_of_staleness(batch, [h.latest for h in minibatch.held], self.lineage)
         applied = [] if outcome.skipped or not last_pass else [h.group.prompt_index for h in minibatch.held]
         version = self.lineage.latest
-        self.records.append(step_record(self.step, version, batch, staleness, outcome, applied, waited))
+        settings = parts.adjusted.settings
+        self.records.append(step_record(self.step, version, batch, staleness, outcome, applied, waited, settings))
         if outcome.skipped:
             self._skip(minibatch, outcome.skipped)
             return
@@ -284,7 +287,7 @@ class Training:
 
     def _admit(self) -> Allowance:
         """What the policy allows, given the steps since the version before."""
-        most = self.parts.config.admission.max_staleness + 1
+        most = self.parts.adjusted.budgets.max_staleness + 1
         skipped = any(record.skipped for record in self.records)
         ess = math.nan if skipped else min((record.token_ess for record in self.records), default=None)
         allowance = self.policy.admit(Trust(most, self._credit, ess))
@@ -370,10 +373,10 @@ class Training:
             waiting: for groups: then only servers that cannot get byte credit count, not a stream half full.
 
         """
-        config = self.parts.config
-        free = config.admission.max_bytes - backlog.bytes
+        config, most = self.parts.config, self.parts.adjusted.budgets.max_bytes
+        free = most - backlog.bytes
         starved = free // config.group_bytes_bound <= backlog.leased
-        half_full = backlog.bytes > config.admission.max_bytes // 2
+        half_full = backlog.bytes > most // 2
         return self.ledger.waiting_entries > 0 and (starved or (half_full and not waiting))
 
     def write_checkpoint(self) -> None:

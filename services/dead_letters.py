@@ -67,7 +67,7 @@ def show_one(config: Config, letter_id: str, out: Path | None, console: Console)
         raise StreamError(
             f"there is no dead letter {plain(letter_id)}; `trustbatch dead-letters list` shows those that are kept"
         )
-    for line in [*_header(found), "", *_content(found)]:
+    for line in [*_header(found), "", *content(found)]:
         console.print(Text(line), soft_wrap=True)
     if out is not None:
         out.write_bytes(found.payload)
@@ -123,7 +123,8 @@ def _header(found: DeadLetter) -> list[str]:
     return [f"{name:<15}{plain(value)}" for name, value in known.items()]
 
 
-def _content(found: DeadLetter) -> list[str]:
+def content(found: DeadLetter) -> list[str]:
+    """What is in it, in lines of text: a group where it is one, else its first bytes."""
     if not found.payload and found.size:
         return ["its payload alone was larger than admission.dead_letter_bytes and was not kept"]
     try:

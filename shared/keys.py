@@ -1,8 +1,11 @@
-"""Every Redis key of a run. All of them share one hash tag, so they live in one cluster slot."""
+"""Every Redis key. Those of a run share one hash tag, so they live in one cluster slot."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+RUNS = "trustbatch:runs"
+"""Hash, the only key of no run: run id -> JSON of when its learner was last started, and for how many steps."""
 
 
 @dataclass(frozen=True)

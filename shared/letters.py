@@ -52,9 +52,9 @@ class ReasonTotals:
     requeued: int = 0
 
 
-def letters(client: Client, keys: Keys) -> Iterator[DeadLetter]:
-    """Every dead letter that is kept, oldest first, a few at a time. Raises StreamError."""
-    start = "-"
+def letters(client: Client, keys: Keys, after: str | None = None) -> Iterator[DeadLetter]:
+    """Every dead letter that is kept, or those after an id, oldest first, a few at a time. Raises StreamError."""
+    start = f"({after}" if after else "-"
     while True:
         with translated():
             page = client.xrange(keys.dead_letters, min=start, count=_PAGE)

@@ -52,6 +52,7 @@ class StepRecord:
     loss: float
     grad_norm: float
     learning_rate: float
+    settings: dict[str, float]  # that operators may change: max_staleness, max_bytes, learning_rate_factor, knobs
     skipped: str  # '' or why no optimizer step was taken
     wait_s: float  # waited for groups
     compute_s: float  # forward, backward, optimizer

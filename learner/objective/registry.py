@@ -71,6 +71,10 @@ ALIASES: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 """Other names: of which objective, and the knobs that the name stands for."""
 
+LIVE = frozenset({"eps_low", "eps_high", "cap", "second_moment", "entropy_weight", "ref_kl_weight", "kl_weight", "mu"})
+"""Numbers that may change between two steps of a run: how far ratios are trusted, and the weights of terms. No
+objective holds anything of them from step to step, and within its bounds each of their values is one to train with."""
+
 
 @dataclass(frozen=True)
 class Knob:
@@ -162,6 +166,12 @@ def knobs_of(function: ObjectiveFunction) -> list[Knob]:
     hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
     return [_knob(p.name, p.default, hints[p.name]) for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def live_knobs(objective: Objective) -> list[Knob]:
+    """The knobs of an objective that may change while a run goes on."""
+    knobs = [*knobs_of(OBJECTIVES[objective.name]), *knobs_of(regularized)]
+    return [knob for knob in knobs if knob.name in LIVE and knob.bounds is not None]
 
 
 def _knob(name: str, default: Any, hint: Any) -> Knob:

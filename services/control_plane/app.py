@@ -6,10 +6,11 @@ never on the event loop.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -24,11 +25,15 @@ from services.control_plane.counting import Counting
 from services.control_plane.events import add_events
 from services.control_plane.guard import Guard
 from services.control_plane.lag import add_lag
+from services.control_plane.letters import add_letters
 from services.control_plane.live import Live, add_live
+from services.control_plane.objective import add_objective
 from services.control_plane.page import add_page
-from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, State, There
+from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, Run, State, There
+from services.control_plane.runs import add_runs
 from services.control_plane.series import add_series
 from services.control_plane.servers import add_servers
+from services.sampler import SLOT_S, Sampler
 from services.status import RunStatus, read_status
 from shared.config import Config
 from shared.errors import StreamError
@@ -38,6 +43,18 @@ from shared.redis_client import connect, server_version
 
 REDIS_TIMEOUT_S = 2.0
 KINDS = ("learner", "rollout", "control-plane")
+
+SUBJECTS = (
+    add_lag,
+    add_admission,
+    add_objective,
+    add_series,
+    add_servers,
+    add_events,
+    add_letters,
+    add_runs,
+    add_live,
+)
 
 DESCRIPTION = """Where a training run stands, and what its operator wants of it.
 
@@ -53,7 +70,11 @@ def create_app(config: Config) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         client = connect(config, timeout_s=REDIS_TIMEOUT_S)
         metrics = ControlPlaneMetrics()
+        sampling = asyncio.create_task(
+            _sample(Sampler(client, Keys(config.run.id), config.control_plane.history_bytes))
+        )
         yield {"resources": Resources(config, client, Keys(config.run.id), metrics)}
+        sampling.cancel()
         client.close()
 
     app = FastAPI(
@@ -70,13 +91,11 @@ def create_app(config: Config) -> FastAPI:
     problems.install(app)
     app.add_middleware(Guard, tokens=tokens, per_minute=config.control_plane.requests_per_minute)
     app.add_middleware(Counting)
-    app.state.live = Live(
-        lambda run: schemas.status_answer(read_status(run.client, run.keys), config).model_dump_json()
-    )
+    app.state.live = Live(_status_text)
     add_page(app)
     _add_probes(app)
     _add_api(app)
-    for add in (add_lag, add_admission, add_series, add_servers, add_events, add_live):
+    for add in SUBJECTS:
         add(app)
     return app
 
@@ -103,9 +122,9 @@ def _add_probes(app: FastAPI) -> None:
 
 def _add_api(app: FastAPI) -> None:
     @app.get("/v1/status", tags=["run"], summary="Where the run stands", **LOOK)
-    def status(here: Here, there: There) -> schemas.Status:
+    def status(there: There) -> schemas.Status:
         """Phase, versions, processes, backlog, the newest step, evaluations and events."""
-        return schemas.status_answer(read_status(there.client, there.keys), here.config)
+        return schemas.status_answer(read_status(there.client, there.keys), there.config)
 
     @app.get("/v1/history", tags=["run"], summary="Step records", **LOOK)
     def history(
@@ -125,6 +144,18 @@ def _add_api(app: FastAPI) -> None:
     def resume(here: Here, same_site: problems.SameSite, no_body: problems.NoBody) -> schemas.Paused:
         """Ends a pause. May be repeated."""
         return _wish(here, paused=False)
+
+
+async def _sample(sampler: Sampler) -> None:
+    """Takes its turn for as long as the application runs; what Redis does not answer now is the next turn's."""
+    while True:
+        with suppress(StreamError):
+            await asyncio.to_thread(sampler.sample)
+        await asyncio.sleep(SLOT_S / 2)
+
+
+def _status_text(run: Run) -> str:
+    return schemas.status_answer(read_status(run.client, run.keys), run.config).model_dump_json()
 
 
 def _wish(here: Resources, paused: bool) -> schemas.Paused:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypedDict, cast
 
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
 
 from services.control_plane import problems
 from shared.config import Config
@@ -16,6 +17,7 @@ from shared.control import ControlState
 from shared.keys import Keys
 from shared.metrics import ControlPlaneMetrics
 from shared.redis_client import Client
+from shared.runs import registered
 
 # What the description of the API says of a route; the guard is what sees to it.
 LOOK: dict[str, Any] = {
@@ -41,6 +43,11 @@ class Resources:
         """The run's control state."""
         return ControlState(self.client, self.keys)
 
+    @property
+    def run(self) -> Run:
+        """The run that this control plane is for."""
+        return Run(self.config, self.client, self.keys)
+
 
 class State(TypedDict):
     """The application's state."""
@@ -60,6 +67,7 @@ Here = Annotated[Resources, Depends(resources_of)]
 class Run:
     """The run that a request looks at: that of the configuration, or another one in the same Redis."""
 
+    config: Config  # its own learner.steps, all else as in this control plane's run
     client: Client
     keys: Keys
 
@@ -75,8 +83,14 @@ def run_of(
         str | None, Query(pattern=RUN_ID, description="Another run in the same Redis; `/v1/runs` lists them.")
     ] = None,
 ) -> Run:
-    """The run that is asked for; Redis is not asked whether there is one."""
-    return Run(here.client, here.keys if run is None else Keys(run))
+    """The run that is asked for. Raises HTTPException where no learner has ever started it."""
+    if run in (None, here.keys.run_id):
+        return here.run
+    known = registered(here.client).get(run)
+    if known is None:
+        raise HTTPException(404, f"there is no run {run} in this Redis; /v1/runs lists those that there are")
+    learner = here.config.learner.model_copy(update={"steps": known.steps})
+    return Run(here.config.model_copy(update={"learner": learner}), here.client, Keys(run))
 
 
 There = Annotated[Run, Depends(run_of)]

@@ -58,6 +58,7 @@ def step(number: int, indices: Iterable[int] = (), **changes: Any) -> Row:
         loss=-0.1,
         grad_norm=0.3,
         learning_rate=1e-4,
+        settings={"max_staleness": 4, "learning_rate_factor": 1.0},
         skipped="",
         wait_s=0.1,
         compute_s=0.5,

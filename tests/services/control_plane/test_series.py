@@ -143,6 +143,7 @@ def test_what_cannot_be_is_refused_with_the_way_out(http: TestClient, path: str,
     assert (answer.status_code, detail in answer.json()["detail"]) == (code, True), answer.text
 
 
-def test_an_empty_run_and_another_run(http: TestClient) -> None:
+def test_an_empty_run_and_one_that_is_not_there(http: TestClient) -> None:
     assert series(http, "name=step&name=servers.in_flight") == {"resolution_s": 3600.0, "tier": "hours", "series": []}
-    assert series(http, "name=step&run=somebody-elses")["series"] == []
+    answer = http.get("/v1/series?name=step&run=somebody-elses")
+    assert (answer.status_code, "/v1/runs lists" in answer.json()["detail"]) == (404, True)

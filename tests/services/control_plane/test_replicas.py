@@ -1,0 +1,95 @@
+"""Two control planes on one Redis: the same answers, and what is wanted through one is seen through the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from services.control_plane.app import create_app
+from services.sampler import Sampler
+from shared.config import Config
+from shared.control import ControlState
+from shared.keys import Keys
+from shared.redis_client import Client
+from tests.services.control_plane.test_app import BASE, fill
+
+LOOKS = (
+    "/v1/status",
+    "/v1/history",
+    "/v1/metrics",
+    "/v1/series?name=reward_mean&name=by_staleness.token_ess&name=servers.in_flight",
+    "/v1/histograms?name=staleness",
+    "/v1/servers",
+    "/v1/servers/r0",
+    "/v1/events",
+    "/v1/dead-letters",
+    "/v1/lag",
+    "/v1/admission",
+    "/v1/objective",
+    "/v1/runs",
+)
+
+
+@pytest.fixture
+def two(config: Config) -> Iterator[tuple[TestClient, TestClient]]:
+    with TestClient(create_app(config), base_url=BASE) as one, TestClient(create_app(config), base_url=BASE) as other:
+        yield one, other
+
+
+@pytest.fixture
+def control(client: Client, keys: Keys) -> ControlState:
+    control = ControlState(client, keys)
+    fill(control, client, keys)
+    taken = {"name": "grpo", "learning_rate_factor": 1.0, "since_step": 0, "refused": ""}
+    knobs = [{"name": "eps_high", "value": 0.2, "least": 0, "most": 1000}]
+    control.beat("learner", {"kind": "learner", "objective": {**taken, "knobs": knobs}}, 30)
+    return control
+
+
+def answer(http: TestClient, path: str) -> Any:
+    found = http.get(path)
+    assert found.status_code == 200, found.text
+    return found.json()
+
+
+@pytest.mark.parametrize("path", LOOKS)
+def test_both_say_the_same(two: tuple[TestClient, TestClient], control: ControlState, path: str) -> None:
+    one, other = (answer(http, path) for http in two)
+    assert one == other
+
+
+ACTS: list[tuple[str, str, Any, str, Any]] = [
+    ("POST", "/v1/pause", None, "/v1/status", lambda found: found["paused"]),
+    ("PUT", "/v1/admission", {"max_staleness": 1}, "/v1/admission", lambda found: found["max_staleness"] == 1),
+    ("PUT", "/v1/objective", {"knobs": {"eps_high": 0.1}}, "/v1/objective", lambda found: found["wanted"]["knobs"]),
+    ("POST", "/v1/servers/r0/drain", None, "/v1/servers/r0", lambda found: found["draining"]),
+    ("DELETE", "/v1/servers/r1", None, "/v1/servers", lambda found: len(found["servers"]) == 1),
+    ("DELETE", "/v1/lag", None, "/v1/lag", lambda found: not found["asked_by"]),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "look", "is_so"), ACTS)
+def test_what_is_wanted_through_one_is_seen_through_the_other_and_leaves_one_event(
+    two: tuple[TestClient, TestClient], control: ControlState, method: str, path: str, body: Any, look: str, is_so: Any
+) -> None:
+    one, other = two
+    assert one.request(method, path, json=body).status_code == 200
+    assert is_so(answer(other, look))
+    again = other.request(method, path, json=body)
+    assert again.status_code == 200 or again.status_code == 404, again.text
+    events = answer(other, "/v1/events")["events"]
+    assert [event["by"] for event in events] == ["operator"] * (path != "/v1/lag")
+    assert events == answer(one, "/v1/events")["events"]
+
+
+def test_a_stretch_of_time_is_sampled_once_whoever_comes_first(
+    client: Client, keys: Keys, control: ControlState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = Sampler(client, keys, 2**26), Sampler(client, keys, 2**26)
+    client.delete(keys.fleet)
+    taken = [sampler.sample() for sampler in (one, other, other, one)]
+    assert sum(taken) <= 2, "a sample for each stretch of ten seconds that passed meanwhile"
+    assert taken[0]
