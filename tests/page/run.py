@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 
 from shared.control import ControlState, EvaluationResult, Latest
+from shared.histogram import LOG_RATIO_EDGES
+from shared.keys import Keys
+from shared.redis_client import Client
+from shared.runs import register
 from tests.services.rows import step
 
 BUCKETS = {0: "0", 1: "1", 2: "2", 3: "3-4", 4: "3-4", 5: "5-8", 6: "5-8"}
 SERVERS = ("r0", "r1", "r2")
 TOKENS = 1200  # a step
+TOTAL = 600  # steps after which it is over
 STEP_S = 0.8
 
 
@@ -76,18 +81,11 @@ def row(number: int, at: float, stale: float = 1.0, seed: int = 0) -> dict[str, 
         by_staleness={name: statistics(log_ratio[of]) for name, of in by_bucket.items() if of.any()},
         **{name: value for name, value in whole.items() if name != "tokens"},
     ) | {
-        "log_ratio_counts": np.histogram(log_ratio, [-np.inf, *edges(), np.inf])[0].tolist(),
+        "log_ratio_counts": np.histogram(log_ratio, [-np.inf, *LOG_RATIO_EDGES, np.inf])[0].tolist(),
         "by_server": {name: statistics(log_ratio[server == i]) for i, name in enumerate(SERVERS)},
         "floor_token_ess": fresh["token_ess"] if fresh else None,
         "floor_mean_nats": float(np.abs(log_ratio[staleness == 0]).mean()) if fresh else None,
     }
-
-
-def edges() -> tuple[float, ...]:
-    """Between the bins of log_ratio_counts."""
-    from shared.histogram import LOG_RATIO_EDGES
-
-    return LOG_RATIO_EDGES
 
 
 def beat(control: ControlState, number: int, seconds: float = 60, **of_servers: Mapping[str, Any]) -> None:
@@ -117,9 +115,11 @@ def beat(control: ControlState, number: int, seconds: float = 60, **of_servers: 
         control.beat(f"rollout:{name}", {**values, **of_servers.get(name, {})}, seconds)
 
 
-def write(control: ControlState, steps: int, stale: float = 1.0, seed: int = 0) -> float:
-    """A run in full swing, its newest step done just now; returns when that was."""
+def write(client: Client, run_id: str, steps: int, stale: float = 1.0, seed: int = 0) -> ControlState:
+    """A run in full swing, its newest step done just now."""
     began = time.time() - steps * STEP_S
+    control = ControlState(client, Keys(run_id))
+    register(client, Keys(run_id), TOTAL)
     control.set_phase("running")
     epoch = control.take_epoch()
     for number in range(1, steps + 1):
@@ -134,7 +134,7 @@ def write(control: ControlState, steps: int, stale: float = 1.0, seed: int = 0) 
     beat(control, steps)
     control.add_event("lag", "servers are to lag by 2, r2 by 4", "operator")
     control.add_event("sync", f"r1 serves version {steps - 2}", "rollout:r1")
-    return began + steps * STEP_S
+    return control
 
 
 def examples(number: int) -> list[dict[str, Any]]:

@@ -87,12 +87,8 @@ class Stack:
     def __init__(self, folder: Path, run_id: str, settings: Sequence[str] = ("control_plane.auth=none",)) -> None:
         self.redis = RedisServer(folder)
         self.client: Client = connect(load_config(None, [f"redis.url={self.redis.url}"], {}))
-        self.control = self.control_of(run_id)
+        self.control = ControlState(self.client, Keys(run_id))
         self.plane = Plane(self.redis.url, run_id, *settings)
-
-    def control_of(self, run_id: str) -> ControlState:
-        """The control state of any run in this Redis."""
-        return ControlState(self.client, Keys(run_id))
 
     def close(self) -> None:
         """Ends both."""

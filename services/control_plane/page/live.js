@@ -4,7 +4,7 @@ import {ask, request, state} from "./store.js";
 
 const SILENT_MS = 40_000;  // the server says something every 15 s
 const FIRST_MS = 6_000;  // a proxy that holds the stream back
-const POLL_MS = 2_000, LONGEST_MS = 15_000, STREAM_AGAIN_MS = 60_000;
+const POLL_MS = 2_000, LONGEST_MS = 8_000, STREAM_AGAIN_MS = 60_000;
 const rest = (ms) => new Promise((done) => setTimeout(done, ms));
 
 export async function follow(told) {  // told: {fresh, status, step, event, connection, closed}

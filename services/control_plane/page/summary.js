@@ -17,11 +17,20 @@ export function showVerdict() {
   document.title = `${WORDS[level]}: ${status.run_id} · trustbatch`;
   put($("run"), status.run_id);
   put($("phase"), status.paused && !isOver() ? "paused" : status.phase);
+  showController(status.controller);
   $("parts").replaceChildren(...Object.keys(PARTS).filter((name) => parts[name]).map((name) => {
     const [title, value, note] = PARTS[name], part = parts[name];
     const number = element("dd", {class: `value ${part.level}`}, shape(part.level), value(part.numbers), element("span", {class: "unseen"}, WORDS[part.level]));
     return element("div", {title: part.sentence, id: `part-${name}`}, element("dt", {}, title), number, element("dd", {class: "note"}, note(part.numbers)));
   }));
+}
+
+const ACTS = {watching: "idle", narrowed: "warn", synced: "warn", paused: "bad"};
+function showController(controller) {  // what acts by itself, where it is switched on
+  $("controller").hidden = !controller;
+  if (!controller) return;
+  $("controller").className = ACTS[controller.level] || "idle";
+  $("controller").replaceChildren(shape($("controller").className), element("b", {}, "Controller"), ` ${controller.sentence}`);
 }
 
 export function say(level, word, sentence) {
