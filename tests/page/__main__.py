@@ -1,14 +1,14 @@
 """Pictures of the page, and how long it takes to show a long run.
 
-    python -m tests.page pictures http://127.0.0.1:8400/ [--to deploy/docs]
-    python -m tests.page bench [--points 100000] [--json]
+python -m tests.page pictures http://127.0.0.1:8400/ [--to deploy/docs]
+python -m tests.page bench [--points 100000] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from services.machine import describe
+from services.machine import usable_cores
 from tests.page import run
 from tests.page.stack import chromium, open_browser, open_stack
 
@@ -102,8 +102,8 @@ def measure(points: int) -> dict[str, Any]:
         "loads": LOADS,
         "write_s": round(written, 1),
         **{name: summary([found[name] for found in loads]) for name in loads[0]},
-        "machine": describe(),
-        "python": platform.python_version(),
+        "cores": usable_cores(),
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
@@ -144,7 +144,7 @@ def show(found: dict[str, Any], as_json: bool) -> None:
     for name, unit in (("first_paint_ms", "ms"), ("charts_drawn_ms", "ms"), ("transferred_kib", "KiB")):
         table.add_row(name.rpartition("_")[0].replace("_", " "), *(f"{v:,.0f} {unit}" for v in found[name].values()))
     Console().print(table)
-    print(found["machine"])
+    print(f"{found['cores']} cores, load {found['load']}")
 
 
 if __name__ == "__main__":

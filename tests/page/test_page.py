@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from services.eyes import Eyes, HttpSource
+from services.top import told
 from tests.page import run
 from tests.page.stack import Stack, chromium, open_browser, open_stack
 
@@ -106,6 +108,15 @@ def test_the_verdict_its_parts_and_every_chart_are_there_at_once(stack: Stack, o
     expect(page.locator("#numbers")).to_contain_text("Held-out accuracy")
     expect(page.locator("#members li")).to_have_count(5)  # with this control plane
     expect(page.locator("#events li")).not_to_have_count(0)
+
+
+def test_the_terminal_says_the_same_over_http_as_the_page(stack: Stack, open_page: Callable[..., Page]) -> None:
+    page = live(stack, open_page)
+    eyes = Eyes(HttpSource(stack.plane.address))
+    eyes.look()
+    assert eyes.trouble is None
+    expect(page.locator("#sentence")).to_have_text(eyes.verdict.sentence)
+    assert (told(eyes)["numbers"]["step"], told(eyes)["numbers"]["steps"]) == (newest(stack), 600)
 
 
 def test_new_steps_events_and_verdicts_arrive_without_a_reload(stack: Stack, open_page: Callable[..., Page]) -> None:
@@ -308,6 +319,9 @@ def test_without_a_token_it_asks_for_one_and_without_redis_it_says_what_is_wrong
     with open_stack("closed", *settings) as other:
         run.write(other.client, "closed", 12)
         other.plane.start()
+        refused = Eyes(HttpSource(other.plane.address))
+        refused.look()
+        assert "asks for a token: give one of its tokens as TRUSTBATCH__CONTROL_PLANE__READ" in refused.verdict.sentence
         page = open_page(other.plane.address, expected="401|503")
         expect(page.locator("#sentence")).to_have_text("This control plane asks for a token.")
         page.get_by_label("Access token").fill("wrong-wrong-wrong")

@@ -1,7 +1,7 @@
 // What the page knows of the run, and how it asks for it. Charts read `series`; everything else reads `status`.
 
 const HELD = "trustbatch-token";  // in this tab alone, for as long as it is open
-const POINTS = 300, COLUMNS = 120, LIVE_MOST = 200;  // live points are thinned by asking again
+const POINTS = 240, COLUMNS = 120, LIVE_MOST = 200;  // live points are thinned by asking again
 export const NAMES = [
   "reward_mean", "token_ess", "sequence_ess", "floor_token_ess", "lag_mean", "flight_mean", "queue_mean", "staleness_max",
   "compute_s", "wait_s", "publish_s", "policy_version",
