@@ -88,7 +88,7 @@ def read(client: Client, keys: Keys, names: Sequence[str], label: str | None, wi
 def tier_for(series: Series, since: float, tiers: Sequence[Tier]) -> Tier:
     """The finest tier that reaches back so far, or as far as anything was ever written."""
     for tier in tiers:
-        if series.blocks(tier) and (series.is_whole(tier) or series.begins(tier) <= since):
+        if not series.is_empty and (series.is_whole(tier) or series.begins(tier) <= since):
             return tier
     return tiers[-1]
 
@@ -97,6 +97,8 @@ def _read(series: Series, names: Sequence[str], label: str | None, window: Windo
     since = -math.inf if window.since is None else window.since
     until = time.time() if window.until is None else window.until
     tier = tier_for(series, since, tiers)
+    if tier == "steps":
+        series.open_rows()
     blocks = [b for b in series.blocks(tier) if tier == "steps" or _touches(b * WIDTH[tier], tier, since, until)]
     open_names = label is None and any(_measure(name).labelled for name in names)
     there = series.names(tier, blocks) if open_names else set[str]()

@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import msgpack
+
 from shared import scripts
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
-from shared.series import KEPT, SHARES, flatten, merged, once
+from shared.series import KEPT, SHARES, flatten, merged
 
 ROWS = 5_000  # whole rows at most; the run folder has them all
 DEFAULT_BYTES = 64 * 2**20
@@ -39,7 +41,7 @@ class History:
         """
         values = flatten(row)
         bounds = (*self._bounds, KEPT["minutes"], KEPT["hours"])
-        self._add(epoch, json.dumps(row), ROWS, self._row_bytes, values.get("at", 0.0), once(values), *bounds)
+        self._add(epoch, json.dumps(row), ROWS, self._row_bytes, values.get("at", 0.0), msgpack.packb(values), *bounds)
 
     def rows(self, last: int) -> list[Row]:
         """The newest `last` rows, oldest first."""

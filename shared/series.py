@@ -4,16 +4,18 @@
         `---> minutes  count, mean, least, largest of each    blocks of an hour
         `---> hours    the same                               blocks of a day
 
-A block is a hash: series -> packed cells, the first cell being that of the block's first step, minute or hour, so that
-a series over a month is some thirty short strings. A series is the name of a number (`token_ess`,
-`by_staleness.token_ess`) and, where it is one of many, `|` and its label. Cells are written by `scripts.ADD_HISTORY`
-(steps; the learner, fenced by its epoch) and `scripts.SAMPLE` (rollout servers; any control plane, once for each
-stretch of time). The oldest blocks go first.
+What is open (the minute, the hour, the steps since the last whole block) is kept apart until it is whole, so that a
+step writes its own numbers and no block of them. A block is a hash: series -> packed cells, the first cell being
+that of the block's first step, minute or hour, so that a series over a month is some thirty short strings. A series
+is the name of a number (`token_ess`, `by_staleness.token_ess`) and, where it is one of many, `|` and its label.
+Cells are written by `scripts.ADD_HISTORY` (the learner, fenced by its epoch) and `scripts.SAMPLE` (rollout servers;
+any control plane, once for each stretch of time). The oldest blocks go first.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -70,11 +72,6 @@ def flatten(row: Mapping[str, Any]) -> dict[str, float]:
     return dict(list(found.items())[:MAX_SERIES])
 
 
-def once(values: Mapping[str, float]) -> bytes:
-    """Packed cells of numbers that were seen once each."""
-    return msgpack.packb([part for name, value in values.items() for part in (name, 1, value, value, value)])
-
-
 def merged(rows: Iterable[Mapping[str, float]]) -> bytes:
     """Packed cells of numbers that were seen in several rows."""
     seen: dict[str, list[float]] = {}
@@ -114,6 +111,7 @@ class Series:
     def __init__(self, client: Client, books: str) -> None:
         self._client = client
         self._key = books
+        self._open: list[tuple[int, dict[str, float]]] | None = None
         with translated():
             self._books = client.hgetall(books)
 
@@ -122,55 +120,84 @@ class Series:
         prefix = f"{tier}:".encode()
         return sorted(int(name[len(prefix) :]) for name in self._books if name.startswith(prefix))
 
+    @property
+    def is_empty(self) -> bool:
+        """True before the first row."""
+        return not self._books
+
     def is_whole(self, tier: Tier) -> bool:
         """True while nothing of a tier was dropped."""
         return f"gone:{tier}".encode() not in self._books
 
     def begins(self, tier: Tier) -> float:
         """Unix seconds of the oldest that a tier has; infinite where it has nothing."""
-        found = self.blocks(tier)
-        if not found:
+        found = self.read(tier, ["at"], self.blocks(tier)[:1])["at"]
+        if not len(found):
             return math.inf
-        if tier != "steps":
-            return float(found[0] * WIDTH[tier] * SECONDS[tier])
-        first = self.read("steps", ["at"], found[:1])["at"].mean
-        return float(first[0]) if len(first) else math.inf
+        return float(found.mean[0] if tier == "steps" else found.number[0] * SECONDS[tier])
 
     def names(self, tier: Tier, blocks: Sequence[int]) -> set[str]:
-        """Every series of these blocks."""
+        """Every series of these blocks, and of what is open."""
         with translated(), self._client.pipeline(transaction=False) as pipe:
             for block in blocks:
                 pipe.hkeys(self._block(tier, block))
-            return {name.decode(errors="replace") for names in pipe.execute() for name in names}
+            if tier != "steps":
+                pipe.hkeys(self._block(tier, "open"))
+            found = {name.decode(errors="replace") for names in pipe.execute() for name in names}
+        return (found | {name for _, row in self.open_rows() for name in row} if tier == "steps" else found) - {""}
 
     def read(self, tier: Tier, names: Sequence[str], blocks: Sequence[int]) -> dict[str, Cells]:
-        """These series over these blocks."""
+        """These series over these blocks, and what is open: what is closed meanwhile is read twice and counts once."""
+        opened = self.open_rows() if tier == "steps" else []
+        keys = [self._block(tier, block) for block in blocks]
         with translated(), self._client.pipeline(transaction=False) as pipe:
-            for block in blocks:
-                pipe.hmget(self._block(tier, block), names)
-            found = pipe.execute() if names else []
-        return {name: _cells(tier, blocks, [held[i] for held in found]) for i, name in enumerate(names)}
+            if tier != "steps":
+                pipe.hmget(self._block(tier, "open"), ["", *names])
+            for key in keys:
+                pipe.hmget(key, names)
+            found = pipe.execute()
+        starts = [block * WIDTH[tier] for block in blocks]
+        if tier != "steps":
+            number, *cells = found.pop(0)
+            starts.append(int(number or 0))
+            found.append(cells)
+        elif opened:
+            starts.append(opened[0][0])
+            found.append([_column(name, opened) for name in names])
+        return {name: _cells(tier, starts, [held[i] for held in found]) for i, name in enumerate(names)}
 
-    def _block(self, tier: Tier, number: int) -> str:
-        return f"{self._key}:{tier}:{number}"
+    def open_rows(self) -> list[tuple[int, dict[str, float]]]:
+        """The steps since the last whole block, by their numbers; the blocks are looked at again, after them."""
+        if self._open is None:
+            with translated():
+                found = self._client.lrange(self._block("steps", "open"), 0, -1)
+                self._books = self._client.hgetall(self._key)
+            self._open = [(int(struct.unpack("<d", row[:8])[0]), msgpack.unpackb(row[8:])) for row in found]
+        return self._open
+
+    def _block(self, tier: Tier, number: int | Literal["open"]) -> str:
+        return f"{self._key}:open:{tier}" if number == "open" else f"{self._key}:{tier}:{number}"
 
 
-def _cells(tier: Tier, blocks: Sequence[int], held: Sequence[bytes | None]) -> Cells:
-    """What the blocks hold of one series, in one."""
+def _column(name: str, rows: Sequence[tuple[int, Mapping[str, float]]]) -> bytes:
+    """A series of rows as a block would hold it."""
+    return np.array([row.get(name, math.nan) for _, row in rows], _STEP).tobytes()
+
+
+def _cells(tier: Tier, first: Sequence[int], held: Sequence[bytes | None]) -> Cells:
+    """Cells of one series that begin at these numbers, in one; of two at the same number the first."""
     kind = _STEP if tier == "steps" else _CELL
     parts = [np.frombuffer(raw, kind, len(raw) // kind.itemsize) for raw in held if raw]
-    starts = [block * WIDTH[tier] for block, raw in zip(blocks, held, strict=True) if raw]
-    number = np.concatenate(
-        [np.arange(start, start + len(part)) for start, part in zip(starts, parts, strict=True)] or [np.empty(0)]
-    ).astype(np.int64)
+    starts = [start for start, raw in zip(first, held, strict=True) if raw]
+    numbers = [np.arange(start, start + len(part)) for start, part in zip(starts, parts, strict=True)]
+    number = np.concatenate(numbers or [np.empty(0, np.int64)])
     whole = np.concatenate(parts or [np.empty(0, kind)])
+    there = np.isfinite(whole) if tier == "steps" else whole["count"] > 0
+    number, at = np.unique(number[there], return_index=True)
+    kept = whole[there][at]
     if tier == "steps":
-        there = np.isfinite(whole)
-        mean = whole[there]
-        return Cells(number[there], np.ones(len(mean)), mean, mean, mean)
-    there = whole["count"] > 0
-    count, mean, low, high = (whole[name][there].astype(np.float64) for name in ("count", "mean", "low", "high"))
-    return Cells(number[there], count, mean, low, high)
+        return Cells(number, np.ones(len(kept)), kept, kept, kept)
+    return Cells(number, *(kept[name].astype(np.float64) for name in ("count", "mean", "low", "high")))
 
 
 def downsampled(cells: Cells, width: int) -> Cells:

@@ -13,18 +13,24 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from services.sampler import Sampler
+from services.series import Window, read
 from shared.admission import Admission, Credit
 from shared.codec import encode_group
 from shared.config import load_config
 from shared.control import ControlState, EvaluationResult, LagWish, Latest
 from shared.errors import AccessError, StreamError
+from shared.history import History
 from shared.intervals import Intervals
 from shared.keys import Keys
 from shared.lag import Asked
 from shared.letters import Letter
 from shared.redis_client import Client, connect, server_version
+from shared.runs import known_runs, register
+from shared.series import TIERS
 from shared.stream import Appended, GroupReader, GroupWriter, backlog
 from shared.transfer import Answer, Call, Transfers
+from shared.wishes import ADMISSION, Wishes
 from tests.builders import group
 from tests.redis7 import Redis7
 
@@ -34,6 +40,7 @@ FOLDER = Path(__file__).parents[2] / "deploy" / "redis"
 USERS = ("learner", "rollout", "control-plane", "operator")
 CREDIT = Credit(versions=5, groups_per_version=50, max_bytes=2**30, group_bytes=1_000, lease_s=30)
 KEYS = Keys("mine")
+NUMBERS = range(400)  # of blocks that a test may have left
 OTHER = Keys("other")
 
 
@@ -72,7 +79,8 @@ def at(server: Redis7) -> Iterator[Callable[[str], Client]]:
 
     operator = connected("operator")
     names = [name for name in dir(Keys) if isinstance(getattr(Keys, name), property)]
-    operator.delete(KEYS.heartbeat("learner"), *(getattr(KEYS, name) for name in names))
+    blocks = [KEYS.block(books, tier, n) for books in (KEYS.series, KEYS.fleet) for tier in TIERS for n in NUMBERS]
+    operator.delete(KEYS.heartbeat("learner"), *(getattr(KEYS, name) for name in names), *blocks)
     yield connected
     for client in opened:
         client.close()
@@ -171,6 +179,44 @@ def test_the_control_plane_sees_everything_and_writes_what_is_wanted(run: Run) -
     plane.leave("control-plane:here")
 
 
+def test_the_learner_keeps_numbers_over_time_and_everybody_who_looks_reads_them(run: Run) -> None:
+    register(run.learner, KEYS, 10)
+    history = History(run.learner, KEYS)
+    for number in range(300):
+        history.add({"step": number, "at": 60.0 * number}, run.epoch)
+    assert history.rewind(200, run.epoch) == 99
+    window = Window(None, None, 1000)
+    (line,) = read(run.plane, KEYS, ["step"], None, window).lines
+    assert len(line.cells) == 201
+    assert [found.id for found in known_runs(run.plane, KEYS)] == ["mine"]
+    assert [found.id for found in known_runs(run.plane, OTHER)] == ["mine"], "another one may not be read"
+
+
+def test_the_control_plane_samples_the_fleet_and_writes_every_wish(run: Run) -> None:
+    ControlState(run.rollout, KEYS).beat("rollout:r0", {"kind": "rollout", "lag": 2, "in_flight": 1}, 30)
+    sampler = Sampler(run.plane, KEYS, 2**23)
+    for slot in (-1, 1):
+        run.learner.hset(KEYS.fleet, "slot", slot)
+        assert sampler.sample()
+    run.learner.hset(KEYS.fleet, "open:minutes", 0)  # a minute that is over, and blocks beyond their share
+    run.learner.hset(KEYS.fleet, "slot", -1)
+    assert Sampler(run.plane, KEYS, 0).sample()
+    assert read(run.plane, KEYS, ["servers.in_flight"], "r0", Window(None, None, 100)).lines
+    wishes, mine = Wishes(run.plane, KEYS), Wishes(run.rollout, KEYS)
+    assert wishes.make(ADMISSION, b'{"max_staleness": 1}', "operator", "told")
+    assert wishes.drain("r0", "operator", True)
+    assert run.admission.lease(1, 0).reason == "draining"
+    assert wishes.dismiss("r0", "here 1", "operator")
+    assert mine.draining()["r0"].leave == "here 1"
+    mine.dismissed("r0")
+    wishes.drain("r9", "operator", True)
+    wishes.removed("r9", "operator")
+    assert wishes.draining() == {}
+    assert wishes.requeue("1-1", "operator")
+    Wishes(run.learner, KEYS).requeued("1-1", "requeued", "learner")
+    assert wishes.requeues() == {}
+
+
 def test_the_operator_does_what_the_command_line_does(run: Run, at: Callable[[str], Client]) -> None:
     client = at("operator")
     control = ControlState(client, KEYS)
@@ -245,6 +291,8 @@ ROLLOUT_MAY_NOT = commands(
     "HSET :phase phase finished / HSET :desired paused 1 / HDEL :desired paused / SET :cursor 0 / SET :bytes 0 / "
     "DECRBY :bytes 9 / DEL :cursor / DEL :leases / DEL :owners / DEL :unapplied / SREM :unapplied 1 / "
     "SMEMBERS :unapplied / SET :heartbeat:learner {} / DEL :heartbeat:learner / SET :heartbeat:control-plane:x {} / "
+    "HSET :draining r0 x / HSET :requeues 1-1 x / HSET :series rows 0 / DEL :series:hours:1 / HSET :fleet slot 9 / "
+    "HGETALL :series / LRANGE :series:open:steps 0 -1 / HGETALL trustbatch:runs / HSET trustbatch:runs mine {} / "
     "DEL :members / HGETALL :evaluation_results / DEL :evaluation_results / GETDEL :clock / APPEND :clock x / "
     "SETRANGE :clock 9 x / SET :groups:x 1 / COPY :latest :clock / OBJECT ENCODING :groups / DBSIZE / SCRIPT LOAD x"
 )
@@ -279,7 +327,10 @@ CONTROL_PLANE_MAY_NOT = commands(
     "XADD :groups * a b / XDEL :groups 1-1 / DEL :groups / INCR :epoch / HSET :latest policy_version 99 / "
     "HSET :phase phase finished / SET :cursor 0 / SET :heartbeat:learner {} / SADD :unapplied 1 / ZADD :leases 1 1 / "
     "XADD :history * row {} / DEL :dead_letters / DEL :desired / SCRIPT LOAD x / HSET :evaluation_results 0 {} / "
-    "XREADGROUP GROUP learner rank0 STREAMS :groups > / DEL :heartbeat:rollout:r0"
+    "XREADGROUP GROUP learner rank0 STREAMS :groups > / DEL :heartbeat:rollout:r0 / HSET :series rows 0 / "
+    "HSET :series:hours:1 step x / DEL :series:hours:1 / LTRIM :series:open:steps 0 0 / RPUSH :series:open:steps x / "
+    "XDEL :dead_letters 1-1 / HSET trustbatch:runs mine {} / HDEL trustbatch:runs mine / SREM :unapplied 1 / "
+    "DEL :draining / DEL :requeues / DEL :events"
 )
 
 

@@ -9,11 +9,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from services.control_plane.app import create_app
-from services.sampler import Sampler
+from services.fleet import Server
+from services.sampler import Sampler, cells_of, rates
 from shared.config import Config
 from shared.control import ControlState
 from shared.keys import Keys
 from shared.redis_client import Client
+from shared.series import Series
 from tests.services.control_plane.test_app import BASE, fill
 
 LOOKS = (
@@ -79,17 +81,37 @@ def test_what_is_wanted_through_one_is_seen_through_the_other_and_leaves_one_eve
     assert one.request(method, path, json=body).status_code == 200
     assert is_so(answer(other, look))
     again = other.request(method, path, json=body)
-    assert again.status_code == 200 or again.status_code == 404, again.text
+    assert again.status_code in {200, 404}, again.text
     events = answer(other, "/v1/events")["events"]
     assert [event["by"] for event in events] == ["operator"] * (path != "/v1/lag")
     assert events == answer(one, "/v1/events")["events"]
 
 
 def test_a_stretch_of_time_is_sampled_once_whoever_comes_first(
-    client: Client, keys: Keys, control: ControlState, monkeypatch: pytest.MonkeyPatch
+    client: Client, keys: Keys, control: ControlState
 ) -> None:
     one, other = Sampler(client, keys, 2**26), Sampler(client, keys, 2**26)
     client.delete(keys.fleet)
-    taken = [sampler.sample() for sampler in (one, other, other, one)]
-    assert sum(taken) <= 2, "a sample for each stretch of ten seconds that passed meanwhile"
-    assert taken[0]
+    assert one.sample()
+    client.hset(keys.fleet, "slot", 2**40)  # the stretch of time that is now, however long the test takes
+    assert not other.sample()
+    assert not one.sample()
+    series = Series(client, keys.fleet)
+    found = series.read("minutes", ["servers.lag_asked", "servers.lag_asked|r0"], series.blocks("minutes"))
+    assert [(cells.count.tolist(), cells.mean.tolist()) for cells in found.values()] == [([1], [2]), ([1], [2])]
+
+
+def test_a_sample_has_the_whole_fleet_and_each_of_the_first_servers() -> None:
+    servers = [Server(f"r{n:03}", {"in_flight": n, "policy_version": -1}, True, False) for n in range(100)]
+    cells = cells_of(servers, {"r000": 1.5})
+    found = {cells[i]: tuple(cells[i + 1 : i + 5]) for i in range(0, len(cells), 5)}
+    assert found["servers.in_flight"] == (100, 49.5, 0, 99)
+    assert found["servers.in_flight|r063"] == (1, 63, 63, 63)
+    assert found["servers.groups_per_s"] == (1, 1.5, 1.5, 1.5)
+    assert not {"servers.in_flight|r064", "servers.served_version"} & found.keys()
+
+
+def test_rates_are_of_the_time_between_two_samples() -> None:
+    before = {"at": 100.0, "groups": {"r0": 10, "r1": 50, "gone": 7, "odd": "x"}}
+    assert rates({"r0": 30, "r1": 4, "new": 9, "odd": 3}, 110.0, before) == {"r0": 2.0, "r1": 0.4}
+    assert rates({"r0": 30}, 100.0, before) == rates({"r0": 30}, 110.0, {}) == {}
