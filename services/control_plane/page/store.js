@@ -76,6 +76,7 @@ function cut(column, step) {  // a number that comes again begins a restored lin
 
 export function addRow(row) {  // returns false where it is time to ask for the charts again
   state.row = row;
+  if (row.skipped) return true;  // it took no step; its number is that of the step before it
   for (const name of [...NAMES, state.any].filter(Boolean)) {
     for (const [key, value] of values(row, name)) {
       if (!state.series.has(key)) state.series.set(key, {label: key.split("|")[1] || null, step: [], at: [], mean: [], min: [], max: []});
@@ -83,7 +84,7 @@ export function addRow(row) {  // returns false where it is time to ask for the 
       cut(column, row.step);
       column.step.push(row.step);
       column.at.push(row.at);
-      for (const what of ["mean", "min", "max"]) column[what].push(row.skipped ? null : value);
+      for (const what of ["mean", "min", "max"]) column[what].push(value);
     }
   }
   if (row.log_ratio_counts && row.log_ratio_counts.length && state.ratios) {
