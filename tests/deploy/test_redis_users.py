@@ -79,7 +79,9 @@ def at(server: Redis7) -> Iterator[Callable[[str], Client]]:
 
     operator = connected("operator")
     names = [name for name in dir(Keys) if isinstance(getattr(Keys, name), property)]
-    blocks = [KEYS.block(books, tier, n) for books in (KEYS.series, KEYS.fleet) for tier in TIERS for n in NUMBERS]
+    both = (KEYS.series, KEYS.fleet)
+    blocks = [KEYS.block(books, tier, n) for books in both for tier in TIERS for n in NUMBERS]
+    blocks += [f"{books}:open:{tier}" for books in both for tier in TIERS]
     operator.delete(KEYS.heartbeat("learner"), *(getattr(KEYS, name) for name in names), *blocks)
     yield connected
     for client in opened:

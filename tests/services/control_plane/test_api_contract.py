@@ -23,7 +23,7 @@ from tests.services.control_plane.test_app import ROUTES, fill
 pytestmark = pytest.mark.system
 
 TOKEN = "for-operators-0123456"
-EXAMPLES = 60
+EXAMPLES = 25
 SENT = ("method", "url", "params", "headers", "json", "content")
 
 
@@ -43,7 +43,9 @@ def http(guarded: Config) -> Iterator[TestClient]:
 
 
 ANSWERED = {path: method for path, method in ROUTES.items() if path != "/v1/live"}  # which only a stop ends
-OPERATIONS = [*ANSWERED.items(), ("/v1/lag", "put"), ("/v1/lag", "delete")]
+CHANGED = ("/v1/lag", "/v1/admission", "/v1/objective")
+CHANGES = [(path, method) for path in CHANGED for method in ("put", "delete")]
+OPERATIONS = [*ANSWERED.items(), *CHANGES, ("/v1/servers/{server_id}", "delete")]
 DESCRIBED = [(*operation, GenerationMode.POSITIVE) for operation in OPERATIONS]
 OTHERWISE = [
     (*operation, GenerationMode.NEGATIVE) for operation in OPERATIONS if operation[0][-1] != "z"

@@ -37,6 +37,14 @@ ROUTES = {
     "/v1/servers/{server_id}": "get",
     "/v1/events": "get",
     "/v1/live": "get",
+    "/v1/admission": "get",
+    "/v1/objective": "get",
+    "/v1/servers/{server_id}/drain": "post",
+    "/v1/servers/{server_id}/undrain": "post",
+    "/v1/dead-letters": "get",
+    "/v1/dead-letters/{letter_id}": "get",
+    "/v1/dead-letters/{letter_id}/requeue": "post",
+    "/v1/runs": "get",
     "/v1/pause": "post",
     "/v1/resume": "post",
 }
@@ -180,7 +188,7 @@ WRONG = [
     ("DELETE", "/v1/status", 405, "DELETE is not possible on /v1/status; possible: GET"),
     ("GET", "/v1/history?last=0", 422, "last: Input should be greater than or equal to 1, not '0'"),
     ("GET", "/v1/history?last=many", 422, "last: Input should be a valid integer"),
-    ("GET", "/v1/history?fist=3", 422, "unknown parameter fist; known here: last"),
+    ("GET", "/v1/history?fist=3", 422, "unknown parameter fist; known here: last, run"),
     ("POST", "/v1/pause?for=ever", 422, "unknown parameter for; this route takes none"),
     ("GET", "/healthz?x=1", 422, "unknown parameter x; this route takes none"),
 ]
