@@ -205,17 +205,28 @@ def _blamed(rows: Sequence[Row]) -> str:
     """The staleness bucket and the server that most of the lost weight falls on; of one alone nothing is said."""
     named = []
     for key, word in (("by_staleness", "staleness"), ("by_server", "server")):
-        parts = {name: _lost(part) for name, part in (rows[-1].get(key) or {}).items()}
-        worst = max(parts, key=parts.__getitem__, default="")
-        if len(parts) > 1 and parts[worst] > sum(parts.values()) / 2:
+        lost = lost_by(rows[-1].get(key) or {})
+        worst = max(lost, key=lost.__getitem__, default="")
+        if len(lost) > 1 and lost[worst] > sum(lost.values()) / 2:
             named.append(f"{word} {worst}")
     return ", ".join(named)
 
 
-def _lost(part: Mapping[str, Any]) -> float:
-    """Weight lost in a part of the tokens, n * chi2: what it adds to the whole batch's where mean ratios are alike."""
-    tokens, ess = part.get("tokens"), part.get("token_ess")
-    return float(tokens) * (1 / ess - 1) if tokens and ess else 0.0
+def lost_by(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What each part of the tokens adds to chi2 = 1/ess - 1 of all of them: s^2 / (t ess) - 2 s + t.
+
+    t and s are its shares of the tokens and of the ratios' sum, and (w - mean w)^2 is what is summed. Where s is not
+    known it is taken for t: mean ratios are close to 1.
+    """
+    known = {name: part for name, part in parts.items() if part.get("tokens") and part.get("token_ess")}
+    tokens = sum(part["tokens"] for part in known.values())
+    found = {}
+    for name, part in known.items():
+        share = part["tokens"] / tokens
+        weight = part.get("weight_share")
+        weight = share if weight is None else weight
+        found[name] = weight**2 / (share * part["token_ess"]) - 2 * weight + share
+    return found
 
 
 def _numbers(rows: Iterable[Row], name: str) -> list[float]:

@@ -23,8 +23,10 @@ TOTAL = 600  # steps after which it is over
 STEP_S = 0.8
 
 
-def statistics(log_ratio: np.ndarray[Any, Any]) -> dict[str, float]:
-    """What the learner would say of these tokens."""
+def statistics(log_ratio: np.ndarray[Any, Any], of: np.ndarray[Any, Any] | None = None) -> dict[str, float]:
+    """What the learner would say of these tokens, those where `of` is true of a step's."""
+    whole_sum = float(np.exp(log_ratio).sum())
+    log_ratio = log_ratio if of is None else log_ratio[of]
     ratio = np.exp(log_ratio)
     total, n = float(ratio.sum()), len(ratio)
     ess = min(1.0, total**2 / (n * float((ratio**2).sum())))
@@ -37,6 +39,7 @@ def statistics(log_ratio: np.ndarray[Any, Any]) -> dict[str, float]:
         "ratio_max": float(ratio.max()),
         "kl": float(np.mean(ratio * log_ratio - ratio + 1)),
         "capped_share": float(np.mean(ratio > ess)),
+        "weight_share": total / whole_sum,
     }
 
 
@@ -49,7 +52,7 @@ def row(number: int, at: float, stale: float = 1.0, seed: int = 0) -> dict[str, 
     server = np.arange(TOKENS) % len(SERVERS)
     ratio = np.sort(np.exp(log_ratio))
     whole = statistics(log_ratio)
-    fresh = statistics(log_ratio[staleness == 0]) if (staleness == 0).any() else None
+    fresh = statistics(log_ratio, staleness == 0) if (staleness == 0).any() else None
     oldest = int(staleness.max())
     by_bucket = {name: np.isin(staleness, [v for v, n in BUCKETS.items() if n == name]) for name in BUCKETS.values()}
     waits = float(drawn.gamma(2, 0.06))
@@ -78,11 +81,11 @@ def row(number: int, at: float, stale: float = 1.0, seed: int = 0) -> dict[str, 
         wait_s=waits,
         compute_s=float(drawn.normal(0.42, 0.02)),
         publish_s=float(drawn.gamma(4, 0.012)),
-        by_staleness={name: statistics(log_ratio[of]) for name, of in by_bucket.items() if of.any()},
-        **{name: value for name, value in whole.items() if name != "tokens"},
+        by_staleness={name: statistics(log_ratio, of) for name, of in by_bucket.items() if of.any()},
+        **{name: value for name, value in whole.items() if name not in ("tokens", "weight_share")},
     ) | {
         "log_ratio_counts": np.histogram(log_ratio, [-np.inf, *LOG_RATIO_EDGES, np.inf])[0].tolist(),
-        "by_server": {name: statistics(log_ratio[server == i]) for i, name in enumerate(SERVERS)},
+        "by_server": {name: statistics(log_ratio, server == i) for i, name in enumerate(SERVERS)},
         "floor_token_ess": fresh["token_ess"] if fresh else None,
         "floor_mean_nats": float(np.abs(log_ratio[staleness == 0]).mean()) if fresh else None,
     }

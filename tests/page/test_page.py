@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -13,87 +11,15 @@ from playwright.sync_api import Browser, Page, expect
 from services.eyes import Eyes, HttpSource
 from services.top import told
 from tests.page import run
-from tests.page.stack import Stack, chromium, open_browser, open_stack
+from tests.page.showing import live, newest, train, until
+from tests.page.stack import Stack, chromium, open_stack
 
 pytestmark = [
     pytest.mark.system,
     pytest.mark.skipif(chromium() is None, reason="no Chromium: deploy/chromium/fetch.sh installs it where it can"),
 ]
 
-STEPS = 60
 TOKEN = "0123456789abcdef"
-WAIT_MS = 30_000
-expect.set_options(timeout=WAIT_MS)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with open_stack("shown") as opened:
-        run.write(opened.client, "shown", STEPS)
-        run.write(opened.client, "another", 40, seed=9)
-        opened.plane.start()
-        yield opened
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens the page; what its console complains of fails the test, unless it is told what to expect."""
-    complaints: list[str] = []
-    contexts = []
-
-    def opened(address: str, *, expected: str = "", width: int = 1280, **options: Any) -> Page:
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(WAIT_MS)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-
-        def heard(message: Any) -> None:
-            if message.type in ("error", "warning") and not (expected and re.search(expected, message.text)):
-                complaints.append(message.text)
-
-        page.on("console", heard)
-        page.goto(address)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
-def until(true: Callable[[], Any], seconds: float = 30) -> None:
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends, "it has not come to that"
-        time.sleep(0.05)
-
-
-def live(stack: Stack, open_page: Callable[..., Page], **options: Any) -> Page:
-    """The page once it shows the run."""
-    run.beat(stack.control, newest(stack))
-    page = open_page(stack.plane.address, **options)
-    expect(page.locator("#link")).to_have_text("live")
-    expect(page.locator("#chart-reward canvas")).to_be_visible()
-    expect(page.locator("#servers tr")).to_have_count(4)
-    return page
-
-
-def newest(stack: Stack) -> int:
-    return int(stack.control.history(last=1)[-1]["step"])
-
-
-def train(stack: Stack, **changes: Any) -> int:
-    """One more step."""
-    number = newest(stack) + 1
-    run.beat(stack.control, number)
-    stack.control.add_history(run.row(number, time.time()) | changes)
-    return number
 
 
 def test_the_verdict_its_parts_and_every_chart_are_there_at_once(stack: Stack, open_page: Callable[..., Page]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.verdict import Verdict, figure, verdict
+from services.verdict import Verdict, figure, lost_by, verdict
 from tests.services.rows import step
 from tests.services.run_status import LEARNER, ROLLOUT, status
 
@@ -111,6 +111,26 @@ def test_concentration_names_its_bucket_and_its_server() -> None:
     row = step(1, top_1_percent_mass=0.2) | {"by_server": {"r1": part, "r3": {"tokens": 5, "token_ess": 0.2}}}
     found = verdict(status(last=row))
     assert (found.level, found.parts["concentration"].numbers["mostly"]) == ("warn", "server r3")
+
+
+@given(st.lists(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_what_the_parts_lost_adds_up_to_what_the_whole_lost(ratios: list[list[float]]) -> None:
+    def ess(w: list[float]) -> float:
+        return sum(w) ** 2 / (len(w) * sum(x * x for x in w))
+
+    total = sum(map(sum, ratios))
+    parts = {
+        str(i): {"tokens": len(w), "token_ess": ess(w), "weight_share": sum(w) / total} for i, w in enumerate(ratios)
+    }
+    whole = 1 / ess([w for part in ratios for w in part]) - 1
+    assert sum(lost_by(parts).values()) == pytest.approx(whole, rel=1e-6, abs=1e-9)
+
+
+def test_a_bucket_whose_mean_ratio_is_large_is_blamed_although_its_own_ess_is_high() -> None:
+    fresh = {"tokens": 90, "token_ess": 0.99, "weight_share": 0.3}
+    parts = {"0": fresh, "16+": {"tokens": 10, "token_ess": 0.99, "weight_share": 0.7}}
+    found = lost_by(parts)
+    assert found["16+"] > 5 * found["0"]
 
 
 def test_nobody_is_blamed_where_nobody_stands_out() -> None:

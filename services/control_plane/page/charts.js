@@ -117,11 +117,14 @@ function heldOut() {
 }
 
 function showBuckets() {  // how many tokens each bucket has, and how much of the lost weight
-  const parts = Object.entries((state.row && state.row.by_staleness) || {});
-  const lost = ([, part]) => part.tokens && part.token_ess ? part.tokens * (1 / part.token_ess - 1) : 0;
-  const tokens = parts.reduce((sum, [, part]) => sum + (part.tokens || 0), 0), all = parts.reduce((sum, part) => sum + lost(part), 0);
-  plots.buckets.replaceChildren(...(parts.length ? parts.map((entry) => {
-    const [name, part] = entry, share = part.tokens / tokens, blame = all ? lost(entry) / all : 0;
+  const parts = Object.entries((state.row && state.row.by_staleness) || {}), tokens = parts.reduce((sum, [, part]) => sum + (part.tokens || 0), 0);
+  const losses = parts.map(([, part]) => {  // as lost_by in services/verdict.py has it
+    const share = part.tokens / tokens, weight = part.weight_share ?? share;
+    return share && part.token_ess ? weight ** 2 / (share * part.token_ess) - 2 * weight + share : 0;
+  });
+  const all = losses.reduce((sum, loss) => sum + loss, 0);
+  plots.buckets.replaceChildren(...(parts.length ? parts.map(([name, part], i) => {
+    const share = part.tokens / tokens, blame = all ? losses[i] / all : 0;
     const bars = element("span", {class: "pair"}, element("i", {class: "share"}), element("i", {class: "lost"}));
     bars.children[0].style.width = `${100 * share}%`;
     bars.children[1].style.width = `${100 * blame}%`;
