@@ -120,6 +120,11 @@ class Series:
         prefix = f"{tier}:".encode()
         return sorted(int(name[len(prefix) :]) for name in self._books if name.startswith(prefix))
 
+    def bytes(self) -> dict[Tier, int]:
+        """What each tier takes, by the books; what is open comes on top."""
+        found = {tier: self._books.get(f"bytes:{tier}".encode()) for tier in TIERS}
+        return {tier: int(size) for tier, size in found.items() if size is not None}
+
     @property
     def is_empty(self) -> bool:
         """True before the first row."""

@@ -26,3 +26,23 @@ def bench_weights(
     from services.bench.weights import show
 
     show(megabytes, versions, learning_rate, engine, dtype, as_json)
+
+
+@bench_app.command("control-plane")
+def bench_control_plane(
+    *,
+    servers: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1900, help="Rollout servers with a heartbeat.")
+    ] = 1000,
+    days: Annotated[float, typer.Option(metavar="DAYS", min=0.01, max=60, help="Of history.")] = 30,
+    step_every: Annotated[float, typer.Option(metavar="SECONDS", min=1, max=3600, help="Between two steps.")] = 60,
+    requests: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="Of each route.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how long each route of the control plane takes over a large run, and what the history takes in Redis.
+
+    Runs a Redis and a control plane of its own; filling 30 days takes some minutes.
+    """
+    from services.bench.control_plane import show
+
+    show(servers, days, step_every, requests, as_json)
