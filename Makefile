@@ -16,6 +16,7 @@ test: ## set up and run everything: format, lint, types, all tests (real Redis, 
 	@deploy/setup.sh dev
 	@deploy/redis/fetch.sh
 	@deploy/prometheus/fetch.sh
+	@deploy/chromium/fetch.sh
 	@deploy/compose/fetch.sh
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -12,7 +12,6 @@ from typing import Any
 
 from services.history import extend
 from services.status import RunStatus
-from shared.config import Config
 
 STALL_S = 5.0  # without a step, unless steps themselves take that long
 STALL_STEPS = 3
@@ -31,6 +30,7 @@ class Progress:
     accuracy_start: float | None
     accuracy: float | None  # newest held-out result
     token_ess: float | None
+    ess: tuple[float, ...]  # of every step seen, oldest first
     staleness_mean: float | None  # versions
     staleness_max: int | None  # versions
     tokens_per_s: float | None  # trained
@@ -42,8 +42,8 @@ class Progress:
 class Tracker:
     """Keeps the history that was seen, so that each look asks Redis only for what is new."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, steps: int) -> None:
+        self._steps = steps  # after which the run is over
         self._rows: list[dict[str, Any]] = []
 
     @property
@@ -65,7 +65,7 @@ class Tracker:
         """The numbers to show now (unix seconds)."""
         last = self._rows[-1] if self._rows else {}
         recent = self._rows[-WINDOW:]
-        steps = self._config.learner.steps
+        steps = self._steps
         evaluations = status.evaluations
         step_s = seconds_per_step(recent)
         stalled_s = _stalled(last, step_s, time.time() if now is None else now)
@@ -73,10 +73,11 @@ class Tracker:
             step=self.last_step,
             steps=steps,
             reward=last.get("reward_mean"),
-            rewards=tuple(row["reward_mean"] for row in self._rows),
+            rewards=tuple(row["reward_mean"] for row in self._rows if row.get("reward_mean") is not None),
             accuracy_start=evaluations[0].accuracy if evaluations else None,
             accuracy=evaluations[-1].accuracy if evaluations else None,
             token_ess=last.get("token_ess"),
+            ess=tuple(row["token_ess"] for row in self._rows if row.get("token_ess") is not None),
             staleness_mean=last.get("staleness_mean"),
             staleness_max=last.get("staleness_max"),
             tokens_per_s=tokens_per_second(recent),

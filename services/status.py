@@ -13,6 +13,8 @@ from shared.redis_client import Client
 from shared.steering import Steering
 from shared.stream import Backlog, backlog
 
+RECENT = 8  # steps
+
 
 @dataclass(frozen=True)
 class Member:
@@ -54,6 +56,7 @@ class RunStatus:
     paused_by: str = ""  # who wants it to stand still
     controller: Mapping[str, Any] = field(default_factory=dict)  # what it remembers, as stored
     controller_holder: str = ""  # the control plane whose controller acts
+    recent: tuple[dict[str, Any], ...] = ()  # the newest steps' records, oldest first: what the verdict rests on
 
     def of_kind(self, kind: str) -> list[Member]:
         """The members of one kind."""
@@ -68,7 +71,7 @@ def read_status(client: Client, keys: Keys, events: int = 50) -> RunStatus:
     """Reads the run's control state. Raises StreamError where Redis does not answer as it should."""
     control, steering = ControlState(client, keys), Steering(client, keys)
     phase, reason = control.phase()
-    rows = control.history(last=1)
+    rows = control.history(last=RECENT)
     paused_by = control.paused_by()
     members = [
         Member(component, _kind(component, values), values is not None, values or {})
@@ -90,6 +93,7 @@ def read_status(client: Client, keys: Keys, events: int = 50) -> RunStatus:
         paused_by=paused_by,
         controller=steering.state(),
         controller_holder=steering.holder(),
+        recent=tuple(rows),
     )
 
 

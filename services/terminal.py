@@ -20,6 +20,7 @@ from services.verdict import Verdict
 
 LINE_EVERY_S = 5.0
 _COLOURS = {"idle": "cyan", "good": "green", "warn": "yellow", "bad": "red"}
+_SHAPES = {"idle": "○", "good": "✓", "warn": "▲", "bad": "✗"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class View:
     progress: Progress | None  # None before the first step
     dashboard: str  # '' until it is known
     metrics: Sequence[str]
-    elapsed_s: float
+    elapsed_s: float | None  # since `trustbatch up`; None where somebody else watches
     advice: str = ""  # what the operator has to do for the run to go on
 
 
@@ -132,16 +133,19 @@ def line(view: View) -> str:
 
 def draw(view: View) -> RenderableType:
     """The view as a panel."""
-    parts: list[RenderableType] = [Text(view.verdict.sentence, style=f"bold {_COLOURS[view.verdict.level]}")]
+    level, sentence = view.verdict.level, view.verdict.sentence
+    parts: list[RenderableType] = [Text(f"{_SHAPES[level]} {sentence}", style=f"bold {_COLOURS[level]}")]
     parts += [Text(view.advice, style="bold"), Text()] if view.advice else [Text()]
     if view.progress is not None:
         parts += [_bar(view.progress), _grid(view.progress), Text()]
+    if view.verdict.parts:
+        parts += [_rests_on(view.verdict), Text()]
     parts += [_processes(view.processes)]
     if view.dashboard:
         parts += [Text(), Text.assemble("dashboard ", (view.dashboard, "bold underline"))]
     if view.metrics:
         parts += [Text("metrics   " + "  ".join(view.metrics), style="dim")]
-    title = f"trustbatch · {view.run_id} · {duration(view.elapsed_s)}"
+    title = f"trustbatch · {view.run_id}" + (f" · {duration(view.elapsed_s)}" if view.elapsed_s is not None else "")
     return Panel(Group(*parts), title=title, title_align="left", padding=(0, 1))
 
 
@@ -224,9 +228,17 @@ def _grid(p: Progress) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_row("reward", Text(numbers["reward"], style="bold"), Text(sparkline(p.rewards), style="cyan"))
     grid.add_row("held-out accuracy", Text(numbers["held-out"], style="bold"), "")
-    grid.add_row("token_ess", Text(numbers["token_ess"], style="bold"), "1 = the batch carries its full weight")
+    grid.add_row("token_ess", Text(numbers["token_ess"], style="bold"), Text(sparkline(p.ess), style="cyan"))
     grid.add_row("staleness", Text(numbers["staleness"], style="bold"), "mean / max, versions")
     grid.add_row("trained tokens/s", Text(numbers["tokens/s"], style="bold"), f"backlog {numbers['backlog']} groups")
+    return grid
+
+
+def _rests_on(judged: Verdict) -> RenderableType:
+    """What the verdict rests on, a line each."""
+    grid = Table.grid(padding=(0, 1))
+    for part in judged.parts.values():
+        grid.add_row(Text(_SHAPES[part.level], style=_COLOURS[part.level]), part.sentence)
     return grid
 
 

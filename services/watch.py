@@ -8,18 +8,12 @@ from collections.abc import Sequence
 
 from services import launch
 from services.children import Child
-from services.progress import Tracker
+from services.eyes import Eyes, RedisSource
 from services.run_folder import CONFIG
-from services.status import Member, RunStatus, read_status
+from services.status import Member, RunStatus
 from services.terminal import ProcessLine, View
-from services.verdict import Verdict, verdict
 from shared.config import Config
-from shared.control import ControlState
 from shared.errors import StreamError
-from shared.keys import Keys
-from shared.redis_client import connect
-
-REDIS_TIMEOUT_S = 2.0
 
 
 class Watch:
@@ -29,33 +23,26 @@ class Watch:
         self._config = config
         self._children = children
         self._began = began
-        self._keys = Keys(config.run.id)
-        self._client = connect(config, timeout_s=REDIS_TIMEOUT_S)
-        self._tracker = Tracker(config)
-        self._status: RunStatus | None = None
+        self._redis = RedisSource(config)
+        self._eyes = Eyes(self._redis)
         self.proof_max_nats: float | None = None  # largest that any rollout server has ever reported
 
     def close(self) -> None:
         """Gives the connection back."""
-        self._client.close()
+        self._redis.close()
 
     def look(self) -> View:
         """The run as it is now; the last known state where Redis does not answer."""
-        trouble = ""
-        try:
-            self._refresh()
-        except StreamError as error:
-            trouble = str(error)
-        status = self._status
-        if status is None:
-            words = Verdict("idle", trouble or "Starting.")
-        else:
-            words = Verdict("bad", trouble) if trouble else verdict(status)
+        self._eyes.look()
+        status = self._eyes.status
+        if status is not None:
+            proofs = [member.values.get("proof_max_nats") for member in status.of_kind("rollout")]
+            self.proof_max_nats = max((p for p in [*proofs, self.proof_max_nats] if p is not None), default=None)
         return View(
             run_id=self._config.run.id,
-            verdict=words,
+            verdict=self._eyes.verdict,
             processes=self._processes(status),
-            progress=self._tracker.progress(status) if status is not None and status.last is not None else None,
+            progress=self._eyes.progress(),
             dashboard=self._dashboard(status),
             metrics=self._metrics(status),
             elapsed_s=time.monotonic() - self._began,
@@ -65,26 +52,17 @@ class Watch:
     def phase(self) -> tuple[str, str]:
         """(phase, reason) by the learner's word; the last known one where Redis does not answer."""
         try:
-            return ControlState(self._client, self._keys).phase()
+            return self._redis.control.phase()
         except StreamError as error:
             return ("unknown", str(error))
 
     def living_rollouts(self) -> int:
         """Rollout servers that send heartbeats, wherever they run."""
         try:
-            members = ControlState(self._client, self._keys).members()
+            members = self._redis.control.members()
         except StreamError:
             return 0
         return sum(1 for name, status in members.items() if name.startswith("rollout:") and status is not None)
-
-    def _refresh(self) -> None:
-        status = read_status(self._client, self._keys, events=1)
-        missing = self._tracker.missing(status)
-        if missing:
-            self._tracker.add(ControlState(self._client, self._keys).history(last=missing))
-        self._status = status
-        proofs = [member.values.get("proof_max_nats") for member in status.of_kind("rollout")]
-        self.proof_max_nats = max((p for p in [*proofs, self.proof_max_nats] if p is not None), default=None)
 
     def _advice(self, status: RunStatus | None) -> str:
         """How to start a rollout server, where none was asked for and none has come."""
@@ -98,12 +76,12 @@ class Watch:
         ours = [self._line(child, self._member(child, status)) for child in self._children]
         names = {row.name for row in ours}
         guests = [m for m in status.of_kind("rollout") if m.component not in names] if status else []
-        return [*ours, *(_member_line(member.component, member) for member in guests)]
+        return [*ours, *(member_line(member.component, member) for member in guests)]
 
     def _line(self, child: Child, member: Member | None) -> ProcessLine:
         if member is None:
             return ProcessLine(child.name, "starting", time.time() - child.started_at)
-        return _member_line(child.name, member)
+        return member_line(child.name, member)
 
     def _member(self, child: Child, status: RunStatus | None) -> Member | None:
         """The heartbeat of this very process; one that an earlier process left behind does not count."""
@@ -120,7 +98,8 @@ class Watch:
         return [str(member.values["metrics"]) for member in members if member.values.get("metrics")]
 
 
-def _member_line(name: str, member: Member) -> ProcessLine:
+def member_line(name: str, member: Member) -> ProcessLine:
+    """What a process says of itself."""
     seconds = None if member.since is None else max(0.0, time.time() - member.since)
     version = member.values.get("policy_version")
     notes = [f"version {version}"] if version is not None and version >= 0 else []

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.commands.options import become
+from services.commands.options import Overrides, become
 
 
 def objectives(
@@ -36,6 +36,24 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) -> Non
     from services.up import report_on
 
     report_on(folder)
+
+
+def top(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN_FOLDER|FILE|URL", help="A run's folder or YAML file, or its control plane.")
+    ],
+    overrides: Overrides,
+    once: Annotated[bool, typer.Option("--once", help="Look once, for scripts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object for each look.")] = False,
+) -> None:
+    """Show whether a run's batches may be trusted, and why not, in the terminal.
+
+    The dashboard's verdict and numbers, live until Ctrl-C. A control plane is asked with the token in
+    TRUSTBATCH__CONTROL_PLANE__READ_TOKEN; a folder or file names the Redis that is asked directly.
+    """
+    from services.top import show
+
+    show(run, overrides, once, as_json)
 
 
 def record(

@@ -10,11 +10,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Query
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.control_plane import problems, schemas
@@ -28,6 +27,7 @@ from services.control_plane.lag import add_lag
 from services.control_plane.letters import add_letters
 from services.control_plane.live import Live, add_live
 from services.control_plane.objective import add_objective
+from services.control_plane.page import add_page
 from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, Run, State, There, written
 from services.control_plane.runs import add_runs
 from services.control_plane.series import add_series
@@ -35,19 +35,12 @@ from services.control_plane.servers import add_servers
 from services.sampler import SLOT_S, Sampler
 from services.status import read_status
 from shared.config import Config
+from shared.errors import StreamError
 from shared.keys import Keys
 from shared.metrics import ControlPlaneMetrics
 from shared.redis_client import connect, server_version
 
 REDIS_TIMEOUT_S = 2.0
-PAGE = Path(__file__).with_name("index.html")
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-cache",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 SUBJECTS = (
     add_lag,
@@ -78,7 +71,7 @@ def create_app(config: Config) -> FastAPI:
         sampling = asyncio.create_task(
             _sample(Sampler(client, Keys(config.run.id), config.control_plane.history_bytes))
         )
-        yield {"resources": Resources(config, client, Keys(config.run.id), metrics, PAGE.read_text())}
+        yield {"resources": Resources(config, client, Keys(config.run.id), metrics)}
         sampling.cancel()
         client.close()
 
@@ -97,18 +90,12 @@ def create_app(config: Config) -> FastAPI:
     app.add_middleware(Guard, tokens=tokens, per_minute=config.control_plane.requests_per_minute)
     app.add_middleware(Counting)
     app.state.live = Live(_status_text)
-    _add_page(app)
+    add_page(app)
     _add_probes(app)
     _add_api(app)
     for add in SUBJECTS:
         add(app)
     return app
-
-
-def _add_page(app: FastAPI) -> None:
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    def page(here: Here) -> HTMLResponse:
-        return HTMLResponse(here.page, headers=PAGE_HEADERS)
 
 
 def _add_probes(app: FastAPI) -> None:

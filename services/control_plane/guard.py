@@ -1,6 +1,6 @@
 """What every request meets before any route: the host it is for, how often, how much, and who asks.
 
-    page, liveness, readiness    everybody (they show nothing of the run)
+    the page, liveness, readiness    everybody (they show nothing of the run)
     every other GET              a token that may look
     everything else              a token that may operate
 
@@ -20,11 +20,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.control_plane.access import Role, Tokens
+from services.control_plane.page import PATHS
 from services.control_plane.problems import problem
 from shared.config.access import is_loopback
 
-OPEN = ("/", "/healthz", "/readyz")
-UNLIMITED = ("/healthz",)
+OPEN = (*PATHS, "/healthz", "/readyz")
+UNLIMITED = (*(path for path in PATHS if path != "/"), "/healthz")  # one look at the page asks for every file
 READS = ("GET", "HEAD", "OPTIONS")
 MAX_BODY_BYTES = 16 * 1024  # a lag setting; no other route takes one
 MAX_HEADER_BYTES = 16 * 1024

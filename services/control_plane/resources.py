@@ -38,7 +38,6 @@ class Resources:
     client: Client
     keys: Keys
     metrics: ControlPlaneMetrics
-    page: str
     wish: threading.Lock = field(default_factory=threading.Lock)  # one pause or resume at a time
 
     @property

@@ -177,6 +177,26 @@ class Controller(Answer):
     """Unix seconds of the last action; null where there was none."""
 
 
+class VerdictPart(Answer):
+    """One thing that the verdict rests on."""
+
+    level: Level
+    sentence: str
+    numbers: dict[str, Number | str]
+    """Medians over the newest steps: shares and ESS in [0, 1], staleness in versions, floors in nats."""
+
+
+class Judged(Answer):
+    """Whether the batch may be trusted, and why not."""
+
+    level: Level
+    """How much attention the run needs."""
+    sentence: str
+    """The most important thing to know about the run now."""
+    parts: dict[str, VerdictPart]
+    """`ess`, `floor`, `staleness` and `concentration`, as far as they are known."""
+
+
 class Status(Answer):
     """Where the run stands."""
 
@@ -184,10 +204,7 @@ class Status(Answer):
     phase: Literal["starting", "running", "paused", "finished", "failed", "stopped"]
     reason: str
     """Why it is in this phase; empty where that needs no words."""
-    level: Level
-    """How much attention the run needs."""
-    verdict: str
-    """The most important thing to know about the run now, in one sentence."""
+    verdict: Judged
     paused: bool
     """The run is to stand still."""
     steps_total: int
@@ -249,13 +266,12 @@ class Problem(Answer):
 
 def status_answer(status: RunStatus, config: Config) -> Status:
     """The API's view of a run."""
-    judged, controller = verdict(status), controller_fields(status, config)
+    controller = controller_fields(status, config)
     return Status(
         run_id=status.run_id,
         phase=status.phase,
         reason=status.reason,
-        level=judged.level,
-        verdict=judged.sentence,
+        verdict=Judged.model_validate(asdict(verdict(status))),
         paused=status.paused,
         steps_total=config.learner.steps,
         latest=LatestVersion(**asdict(status.latest)) if status.latest else None,

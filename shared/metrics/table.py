@@ -273,7 +273,9 @@ CONTROL_PLANE = (
     _gauge("run_phase", "", "1 for the run's phase, 0 for others.", "phase"),
     _gauge("paused", "", "1 while the operator wants the run to stand still."),
     _gauge("last_step_timestamp_seconds", "seconds", "When the newest optimizer step was taken, unix seconds."),
-    _gauge("controller_level", "", "0 watching, 1 narrowed, 2 synced, 3 paused by the controller; NaN where it is off."),
+    _gauge(
+        "controller_level", "", "0 watching, 1 narrowed, 2 synced, 3 paused by the controller; NaN where it is off."
+    ),
     _gauge("controller_lag_versions", "versions", "Largest lag that the controller lets servers have."),
     _gauge("controller_max_staleness_versions", "versions", "Versions that the controller lets servers draw ahead."),
     _gauge("controller_actions", "", "What the controller has done since the run began, by kind.", "kind"),

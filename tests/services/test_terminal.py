@@ -5,19 +5,16 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import asdict, replace
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from services.progress import Progress, Tracker, duration, seconds_per_step, sparkline, tokens_per_second
-from services.status import Member, RunStatus
 from services.terminal import LiveScreen, PlainScreen, ProcessLine, View, draw, line, open_screen, summary_table
-from services.verdict import Verdict, verdict
-from shared.config import load_config
-from shared.control import EvaluationResult, Latest
-from shared.stream import Backlog
+from services.verdict import Verdict
+from shared.control import EvaluationResult
 from tests.services.rows import step
+from tests.services.run_status import status
 
 PROGRESS = Progress(
     step=40,
@@ -27,6 +24,7 @@ PROGRESS = Progress(
     accuracy_start=0.2,
     accuracy=0.61,
     token_ess=0.9876,
+    ess=(0.99, 0.98, 0.9876),
     staleness_mean=1.25,
     staleness_max=4,
     tokens_per_s=1234.5,
@@ -45,25 +43,6 @@ VIEW = View(
     metrics=["http://127.0.0.1:4001/metrics"],
     elapsed_s=61.0,
 )
-LEARNER = Member("learner", "learner", True, {"state": "waiting for groups"})
-ROLLOUT = Member("rollout:r0", "rollout", True, {"state": "loading vLLM"})
-
-
-def status(**changes: Any) -> RunStatus:
-    plain = RunStatus(
-        run_id="demo",
-        phase="running",
-        reason="",
-        latest=Latest(1, 0, 1),
-        members=(LEARNER, ROLLOUT),
-        backlog=Backlog(12, 9, 3, 1000, 50, 0),
-        last=step(1),
-        evaluations=(),
-        pending_evaluations=(),
-        paused=False,
-        events=(),
-    )
-    return replace(plain, **changes)
 
 
 def rendered(view: View) -> str:
@@ -171,7 +150,7 @@ def test_a_pause_does_not_slow_the_pace_down() -> None:
 
 
 def test_the_tracker_asks_only_for_what_is_new_and_follows_a_restore() -> None:
-    tracker = Tracker(load_config(None, ["learner.steps=10"], {}))
+    tracker = Tracker(10)
     assert tracker.missing(status(last=step(3))) == 3
     tracker.add([step(1), step(2), step(3)])
     assert tracker.missing(status(last=step(3))) == 0
@@ -185,7 +164,7 @@ def test_the_tracker_asks_only_for_what_is_new_and_follows_a_restore() -> None:
 
 
 def test_a_stall_shows_the_age_of_the_last_step_and_no_eta() -> None:
-    tracker = Tracker(load_config(None, ["learner.steps=10"], {}))
+    tracker = Tracker(10)
     tracker.add([step(1), step(2)])
     assert tracker.progress(status(), now=1006.9).stalled_s is None
     stalled = tracker.progress(status(), now=1014.0)
@@ -197,7 +176,7 @@ def test_a_stall_shows_the_age_of_the_last_step_and_no_eta() -> None:
 
 
 def test_steps_that_take_long_are_no_stall() -> None:
-    tracker = Tracker(load_config(None, ["learner.steps=10"], {}))
+    tracker = Tracker(10)
     tracker.add([step(n, at=1000.0 + 60.0 * n) for n in (1, 2, 3)])
     assert tracker.progress(status(), now=1230.0).eta_s == 420.0
     assert tracker.progress(status(), now=1370.0).stalled_s == 190.0
@@ -208,35 +187,6 @@ def test_advice_is_shown_before_and_after_the_first_step() -> None:
         view = replace(VIEW, progress=progress, advice="start one")
         assert line(view).endswith("start one")
         assert "start one" in rendered(view)
-
-
-VERDICTS = [
-    ({"phase": "finished", "reason": "done"}, "good", "The run is finished: done."),
-    ({"phase": "failed", "reason": "no groups"}, "bad", "The run has failed: no groups."),
-    ({"phase": "stopped"}, "idle", "The run was stopped. It can be resumed."),
-    ({"members": (replace(LEARNER, alive=False), ROLLOUT)}, "bad", "The learner sends no heartbeat any more"),
-    ({"paused": True}, "idle", "Paused by the operator"),
-    ({"last": None}, "idle", "Starting: learner (waiting for groups); rollout:r0 (loading vLLM)."),
-    ({"last": None, "members": ()}, "idle", "Starting: neither learner nor rollout server has reported yet."),
-    ({"last": None, "members": (LEARNER,)}, "idle", "Starting: learner (waiting for groups); no rollout server is"),
-    ({"members": (LEARNER,)}, "bad", "No rollout server is alive"),
-    (
-        {"members": (LEARNER, ROLLOUT, replace(ROLLOUT, component="rollout:r1", alive=False))},
-        "warn",
-        "rollout:r1 sent no",
-    ),
-    ({"last": step(1, skipped="non-finite loss")}, "bad", "not trained on: non-finite loss"),
-    ({"last": step(1, token_ess=0.3)}, "bad", "token_ess is 0.300"),
-    ({"last": step(1, token_ess=0.8)}, "warn", "Training with care"),
-    ({"last": step(1, token_ess=0.99, staleness_max=1)}, "good", "its oldest token is 1 version old."),
-]
-
-
-@pytest.mark.parametrize(("changes", "level", "words"), VERDICTS)
-def test_the_verdict_says_the_most_important_thing(changes: dict[str, Any], level: str, words: str) -> None:
-    found = verdict(status(**changes))
-    assert found.level == level
-    assert words in found.sentence
 
 
 def test_the_numbers_of_the_progress_are_plain_data() -> None:

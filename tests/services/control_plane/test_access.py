@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from services.control_plane import access
 from services.control_plane.access import Role, Tokens, tokens_of
 from services.control_plane.app import create_app
+from services.control_plane.page import PATHS
 from shared.config import Config, load_config
 from shared.control import ControlState, Latest
 from shared.errors import ConfigError
@@ -48,6 +49,7 @@ STREAMS = {("GET", "/v1/live")}  # which a client of tests would wait for until 
 
 WHO_MAY = [
     ("GET", "/", 200, 200, 200),
+    *(("GET", path, 200, 200, 200) for path in PATHS if path != "/"),
     ("GET", "/healthz", 200, 200, 200),
     ("GET", "/readyz", 200, 200, 200),
     ("GET", "/metrics", 401, 200, 200),

@@ -99,13 +99,15 @@ def test_status_tells_the_whole_run(http: TestClient, control: ControlState, cli
     assert members["learner"]["state"] == "training"
     assert (members["rollout:r0"]["lag"], members["rollout:r0"]["proof_max_nats"]) == (2, None)
     assert (members["rollout:r1"]["alive"], members["rollout:r1"]["state"]) == (False, "no heartbeat")
-    assert (status["level"], "rollout:r1" in status["verdict"]) == ("warn", True)
+    verdict = status["verdict"]
+    assert (verdict["level"], "rollout:r1" in verdict["sentence"]) == ("warn", True)
+    assert verdict["parts"]["ess"]["numbers"]["token_ess"] == 0.98
 
 
 def test_a_run_that_nobody_has_begun_has_a_status_too(http: TestClient) -> None:
     status = http.get("/v1/status").json()
     assert (status["phase"], status["latest"], status["last"], status["members"]) == ("starting", None, None, [])
-    assert status["verdict"] == "Starting: neither learner nor rollout server has reported yet."
+    assert status["verdict"]["sentence"] == "Starting: neither learner nor rollout server has reported yet."
     assert http.get("/v1/history").json() == {"steps": []}
 
 
