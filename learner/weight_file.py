@@ -23,6 +23,7 @@ from shared.checksums import Checksum
 
 WEIGHTS = "model.safetensors"
 PIECE = 2**21  # bytes that are converted at once
+UNSHARED = 2**15  # elements; torch uses its threads for more
 ALIGNED = 8  # bytes; what the header is padded to
 
 _NAMES = {
@@ -69,7 +70,7 @@ class Layout:
                 if values.numel():
                     start, end = end, end + values.numel() * dtype.itemsize
                     piece = memory[start:end] if memory is not None else scratch[: end - start]
-                    torch.frombuffer(piece, dtype=dtype).copy_(values if values.is_cpu else values.to(dtype))
+                    _convert(values, torch.frombuffer(piece, dtype=dtype))
                     yield piece
 
 
@@ -100,6 +101,15 @@ def write_new(path: Path, size: int, pieces: Iterator[memoryview]) -> str:
                 checksum.update(piece)
                 _write_all(file.fileno(), piece)
     return checksum.text
+
+
+def _convert(values: Tensor, into: Tensor) -> None:
+    """In blocks that torch does not share out: its threads would wait for each other at every piece."""
+    if not values.is_cpu:
+        into.copy_(values.to(into.dtype))
+        return
+    for target, source in zip(into.split(UNSHARED), values.split(UNSHARED), strict=True):
+        target.copy_(source)
 
 
 def _put(data: bytes, memory: memoryview | None) -> memoryview:
