@@ -39,6 +39,7 @@ _NUMBERS = (
     "pause_median_s",
     "pause_p99_s",
     "refused_nats",
+    "busy_share",
 )
 
 T = TypeVar("T")

@@ -39,7 +39,7 @@ from shared.config import Config
 from shared.errors import StreamError
 from shared.keys import Keys
 from shared.metrics import ControlPlaneMetrics
-from shared.redis_client import connect, server_version
+from shared.redis_client import connect, memory_of, server_version
 
 REDIS_TIMEOUT_S = 2.0
 PAGE = Path(__file__).with_name("index.html")
@@ -191,10 +191,14 @@ def _set_gauges(here: Resources) -> None:
         gauges.stream_bytes,
         gauges.dead_letters,
         gauges.desired_servers,
+        gauges.redis_memory,
+        gauges.redis_memory_limit,
     )
+    gauges.stream_limit.set(here.config.admission.max_bytes)
     try:
         status = read_status(here.client, here.keys, events=1)
         steps = here.control.history(last=autoscale.STEPS)
+        memory = memory_of(here.client)
     except StreamError:
         gauges.redis_up.set(0)
         for gauge in (*state, *(gauges.members.labels(kind) for kind in KINDS)):
@@ -207,6 +211,8 @@ def _set_gauges(here: Resources) -> None:
         status.backlog.bytes,
         status.backlog.dead_letters,
         _desired_servers(here.config, status, steps),
+        memory.used,
+        memory.limit,
     )
     for gauge, value in zip(state, values, strict=True):
         gauge.set(value)
