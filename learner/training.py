@@ -173,9 +173,8 @@ class Training:
         version = self.lineage.latest
         pace = self.clock.stepped(outcome.seconds, len(applied))
         sample = self._splitter.of_step(self.step, batch, outcome.own, self.lineage)
-        record = step_record(
-            self.step, version, batch, staleness, outcome, applied, pace, parts.adjusted.settings, sample
-        )
+        settings = parts.adjusted.settings
+        record = step_record(self.step, version, batch, staleness, outcome, applied, pace, settings, sample)
         shown = parts.config.learner.examples_bytes > 0
         self.book.add(record, examples_of(self.step, batch, outcome.own, self._decoder) if shown else ())
         if outcome.skipped:

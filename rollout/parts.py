@@ -34,8 +34,8 @@ class Parts:
     log: Logger
     patience: Patience
     transfers: Transfers
-    busy: Busy
     wishes: Wishes
+    busy: Busy
     stages: dict[str, float] = field(default_factory=dict)  # what the parts of the newest sync took, seconds
 
     @classmethod
@@ -64,8 +64,8 @@ class Parts:
             log=log,
             patience=Patience(status, log, metrics.redis),
             transfers=Transfers(client, keys),
-            busy=Busy(metrics),
             wishes=Wishes(client, keys),
+            busy=Busy(metrics),
         )
 
     async def record(self, kind: str, text: str) -> None:

@@ -166,16 +166,6 @@ class Keys:
         return self._key("history")
 
     @property
-    def examples(self) -> str:
-        """Stream, bounded in bytes: JSON of the few groups of each step that its ratios hang on (fields: step, row)."""
-        return self._key("examples")
-
-    @property
-    def examples_bytes(self) -> str:
-        """Integer: bytes of the rows in it."""
-        return self._key("examples_bytes")
-
-    @property
     def series(self) -> str:
         """Hash: the books of the rows' numbers by series: bytes of every block (TIER:NUMBER), and of each tier."""
         return self._key("series")
@@ -188,6 +178,16 @@ class Keys:
     def block(self, books: str, tier: str, number: int) -> str:
         """Hash: series -> packed numbers of one stretch of time; `books` is `series` or `fleet`."""
         return f"{books}:{tier}:{number}"
+
+    @property
+    def examples(self) -> str:
+        """Stream, bounded in bytes: JSON of the few groups of each step that its ratios hang on (fields: step, row)."""
+        return self._key("examples")
+
+    @property
+    def examples_bytes(self) -> str:
+        """Integer: bytes of the rows in it."""
+        return self._key("examples_bytes")
 
     @property
     def events(self) -> str:

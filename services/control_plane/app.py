@@ -22,6 +22,7 @@ from services.control_plane.admission import add_admission
 from services.control_plane.counting import Counting
 from services.control_plane.events import add_events
 from services.control_plane.gauges import set_gauges
+from services.control_plane.groups import add_groups
 from services.control_plane.guard import Guard
 from services.control_plane.lag import add_lag
 from services.control_plane.letters import add_letters
@@ -50,6 +51,7 @@ SUBJECTS = (
     add_servers,
     add_events,
     add_letters,
+    add_groups,
     add_runs,
     add_live,
 )

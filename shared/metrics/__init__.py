@@ -16,6 +16,6 @@ from shared.metrics.control_plane import ControlPlaneMetrics
 from shared.metrics.endpoint import serve
 from shared.metrics.learner import LearnerMetrics
 from shared.metrics.rollout import RolloutMetrics
-from shared.metrics.table import STEP_TEXTS, STEP_UNITS
+from shared.metrics.table import STEP_TEXTS
 
-__all__ = ["STEP_TEXTS", "STEP_UNITS", "ControlPlaneMetrics", "LearnerMetrics", "RolloutMetrics", "serve"]
+__all__ = ["STEP_TEXTS", "ControlPlaneMetrics", "LearnerMetrics", "RolloutMetrics", "serve"]

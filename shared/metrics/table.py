@@ -285,7 +285,5 @@ CONTROL_PLANE = (
 PROCESSES = {"learner": LEARNER, "rollout server": ROLLOUT, "control plane": CONTROL_PLANE}
 STEP_TEXTS: dict[str, str] = {metric.field: metric.text for metric in STEP}
 """What each number of a StepRecord means."""
-STEP_UNITS: dict[str, str] = {metric.field: metric.unit for metric in STEP}
-"""The unit of each."""
 
 assert {metric.field.split(".")[0] for metric in (*STEP, *PARTS)} <= {f.name for f in fields(StepRecord)}
