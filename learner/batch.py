@@ -59,6 +59,7 @@ class StepBatch:
     own: BoolArray  # [B], False: an expert's
     signal_share: float  # of groups with unequal rewards
     versions: Int64Array  # [trained tokens], NO_VERSION where an expert wrote the token
+    positions: Int64Array  # [trained tokens], tokens of the completion before each
     expert: Tensor  # [trained tokens] bool, written by an expert
 
     @property
@@ -144,6 +145,7 @@ def build_step(
         own=own,
         signal_share=has_signal(flat[mine], group_of[mine]).double().mean().item(),
         versions=np.concatenate([np.zeros(0, dtype=np.int64), *map(_versions, ordered)]),
+        positions=np.concatenate([np.zeros(0, dtype=np.int64), *map(_positions, ordered)]),
         expert=torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.bool_), *map(_expert, ordered)])),
     )
 

@@ -22,15 +22,16 @@ from shared.store import write_durably
 
 def plain(record: StepRecord | Dropped | EvaluationResult) -> dict[str, Any]:
     """A record as JSON can hold it: numbers that are not finite become null."""
-    row: dict[str, Any] = _finite(asdict(record))
+    row: dict[str, Any] = finite(asdict(record))
     return row
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with null for every number that is not finite."""
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

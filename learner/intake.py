@@ -15,7 +15,7 @@ from learner.files import RunFiles, plain
 from learner.ledger import Ledger
 from learner.lineage import Lineage
 from learner.patience import Patience
-from learner.screening import Refused, Rules, evicted, foreign, screen, waiting
+from learner.screening import Refused, Rules, evicted, foreign, length_and_reward, screen, waiting
 from shared.letters import Letter
 from shared.log import Logger
 from shared.metrics import LearnerMetrics
@@ -159,21 +159,20 @@ class Intake:
         self._note(prompt_index, refused)
         self._release(prompt_index)
 
-    def _note(self, prompt_index: int, refused: Refused) -> None:
+    def _note(self, prompt_index: int, refused: Refused, dead_letter: bool = False) -> None:
         """Writes down that a group has left, and why."""
-        trajectories = refused.group.own if refused.group else ()
-        n = len(trajectories)
+        means = length_and_reward(refused.group) if refused.group and refused.group.own else (None, None)
         dropped = Dropped(
             prompt_index=prompt_index,
             reason=refused.reason,
-            length_mean=sum(t.length for t in trajectories) / n if n else None,
-            reward_mean=sum(t.reward for t in trajectories) / n if n else None,
+            length_mean=means[0],
+            reward_mean=means[1],
             at=time.time(),
             detail=refused.detail,
             staleness=refused.staleness,
             lag=refused.group.lag if refused.group else None,
         )
-        self._metrics.drop(dropped)
+        self._metrics.drop(dropped, dead_letter)
         self._files.dropped.append(plain(dropped))
         group_id = refused.group.group_id if refused.group else None
         self._log.warning("group dropped", group_id=group_id, reason=refused.reason, detail=refused.detail)
@@ -185,7 +184,7 @@ class Intake:
     def _bury(self, entry: Entry, refused: Refused) -> None:
         """Ends a group as a dead letter: what it was is kept, its entry and its credit are free."""
         self._ledger.bury(entry.prompt_index, refused.reason)
-        self._note(entry.prompt_index, refused)
+        self._note(entry.prompt_index, refused, dead_letter=True)
         server = refused.group.server_id if refused.group else ""
         letter = Letter(entry.group_id, entry.prompt_index, refused.reason, refused.detail, server, time.time())
         self._patiently("keep a dead letter", lambda: self._reader.dead_letter(entry, letter, self._dead_letter_bytes))

@@ -28,6 +28,8 @@ from learner.startup import (
     take_epoch,
 )
 from learner.step import make_optimizer
+from learner.trackers.base import place_of
+from learner.trackers.follower import Follower
 from learner.training import Parts, Training
 from learner.transfer.publisher import WirePublisher
 from learner.transfer.start import connect_wire
@@ -46,6 +48,8 @@ from shared.store import open_store
 from shared.stream import Backlog, GroupReader, backlog
 
 PAUSE_POLL_S = 0.2
+TRACKER_END_S = 30.0  # at the end of a run
+TRACKER_STOP_S = 2.0  # when told to stop; what it did not take comes with the next start
 LONGEST_PROBE = 32  # tokens
 
 
@@ -84,9 +88,10 @@ class Learner:
             epoch=0,
         )
         self._refusals = Refusals(self.control, log)
-        self._patiently = Patience(self._reopen, self.heartbeat.set_state, stop, log)
+        self._patiently = Patience(self._reopen, self.heartbeat.set_state, stop, log, metrics.redis)
         self._phase: tuple[Phase, str] | None = None
         self._epoch = 0  # none yet
+        self._place = place_of(config)  # refused before anything is loaded
         self._idle: Deadline | None = None
 
     def run(self) -> None:
@@ -163,6 +168,9 @@ class Learner:
         if checkpoint is not None:
             report_changes(checkpoint.state.config, config, self.log)
             self.log.info("restored", checkpoint=checkpoint.name, step=begin.step, abandoned_steps=abandoned)
+        tracking = Follower(self._place, config.run.folder, self.metrics, self.log) if self._place else None
+        if tracking is not None:
+            tracking.follow(begin.step)
         longest = min(LONGEST_PROBE, getattr(config.rollout.engine, "max_model_len", LONGEST_PROBE))
         kind = WirePublisher if config.store.transfer.kind != "files" else Publisher
         publisher = kind(store, self.control, reader, epoch, policy, longest, config.store, self.metrics)
@@ -188,6 +196,7 @@ class Learner:
                 self.log,
                 history,
                 Adjusted(config, self._client, objectives, self._patiently, self.heartbeat, self.log),
+                tracking,
             ),
             begin,
         )
@@ -266,7 +275,7 @@ class Learner:
         self.heartbeat.set_state("paused by the operator")
         self._idle = None
         time.sleep(PAUSE_POLL_S)
-        self.training.discount_wait()
+        self.training.clock.ready()
         return True
 
     def _look_at_evaluations(self) -> None:
@@ -285,8 +294,9 @@ class Learner:
 
     def _backlog(self) -> Backlog:
         now = self._patiently("read the backlog", lambda: backlog(self._client, self._keys))
-        self.metrics.backlog_groups.set(now.unapplied)
-        self.metrics.backlog_bytes.set(now.bytes)
+        oldest_s = self._patiently("look at the oldest group", self.training.parts.reader.oldest_s)
+        self.training.clock.sees(now, oldest_s)
+        self.metrics.observe_backlog(now.unapplied, now.bytes, oldest_s, self.training.clock.drain_s)
         return now
 
     def _what_is_missing(self, now: Backlog) -> str:
@@ -316,6 +326,7 @@ class Learner:
         say, serve = self.heartbeat.set_state, self._answer_wish_for_files
         missing = await_evaluation(self.evaluations, lineage, deadline, self._stop, say, serve)
         if not self._stop:
+            self._end_tracking(TRACKER_END_S)
             self._tell_phase("finished", f"{reason}; {missing}" if missing else reason)
             self.heartbeat.set_state("finished")
             self.log.info("finished", reason=reason, missing=missing, step=self.training.step)
@@ -324,6 +335,7 @@ class Learner:
         """An orderly stop: what was trained is published and saved, and the next start goes on from there."""
         self.heartbeat.set_state("stopping")
         self._save_all()
+        self._end_tracking(TRACKER_STOP_S)
         self._tell_phase("stopped", self._stop.reason)
         self.log.info("stopped", reason=self._stop.reason, step=self.training.step)
 
@@ -335,6 +347,12 @@ class Learner:
         if training.unsaved:
             training.write_checkpoint()
             training.delete_finished()
+
+    def _end_tracking(self, deadline_s: float) -> None:
+        tracking = self.training.parts.tracking
+        if tracking is not None:
+            self.heartbeat.set_state("handing the last steps to the tracker")
+            tracking.close(deadline_s)
 
     def _is_fenced(self) -> bool:
         """True if another learner has the run: what failed here may be its doing."""

@@ -24,11 +24,12 @@ class Objectives:
 
     trained: Objective
     shadows: tuple[Objective, ...] = ()
+    measured: frozenset[str] = frozenset()  # optional fields of a step that are wanted for themselves
 
     @property
     def needs(self) -> frozenset[str]:
-        """The optional fields of a step that they need, together."""
-        return self.trained.needs.union(*(shadow.needs for shadow in self.shadows))
+        """The optional fields of a step that they need, together, and what is measured."""
+        return self.trained.needs.union(self.measured, *(shadow.needs for shadow in self.shadows))
 
 
 def objectives_of(config: LearnerConfig) -> Objectives:
@@ -38,7 +39,8 @@ def objectives_of(config: LearnerConfig) -> Objectives:
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
         raise ConfigError(f"learner.shadows: {twice[0]} is there more than once")
-    return Objectives(_built(config.objective, "learner.objective"), shadows)
+    measured = frozenset({"entropy"} if config.entropy else ())
+    return Objectives(_built(config.objective, "learner.objective"), shadows, measured)
 
 
 def servable_objectives(config: Config) -> Objectives:

@@ -83,6 +83,12 @@ def _check(group: Group, rules: Rules) -> Group | Refused:
     return evicted(group, rules) or group
 
 
+def length_and_reward(group: Group) -> tuple[float, float]:
+    """Means over the policy's own completions of a group: tokens, reward."""
+    own = group.own
+    return sum(t.length for t in own) / len(own), sum(t.reward for t in own) / len(own)
+
+
 def waiting(group: Group, lineage: Lineage) -> Waiting:
     """What policies see of a group."""
     versions = {s.policy_version for t in group.trajectories for s in t.versions}

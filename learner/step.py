@@ -14,11 +14,24 @@ from torch.nn.utils import clip_grad_norm_
 from learner.batch import MicroBatch, StepBatch
 from learner.model import PolicyModel, TokenOutputs
 from learner.objective.core import Step, TokenLoss, piece_loss
+from learner.objective.ess import weight_sums
 from learner.objective.statistics import RatioStatistics, step_statistics
 from learner.objectives import Objectives
 from learner.ranks import ALONE, Ranks
 from learner.shadows import GradientComparison, ShadowOutcome, shadow_outcome
+from learner.update import update_norm
 from shared.config.learner import LearnerConfig
+
+_PARTS = ("kl_loss", "entropy_loss", "kl_weight")  # of what an objective says of itself
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The log ratios of tokens that were drawn by the very weights: what staleness has no part in."""
+
+    max_nats: float  # largest |log ratio|
+    mean_nats: float  # mean |log ratio|
+    token_ess: float
 
 
 @dataclass(frozen=True)
@@ -30,9 +43,14 @@ class StepOutcome:
     weight: Tensor  # [n] of these tokens: what multiplied advantage * grad log policy
     cut: Tensor  # [n] bool of these tokens: clipped, capped or masked
     statistics: RatioStatistics  # of the whole step, over all ranks
-    floor_max_nats: float | None  # largest |log ratio| of the tokens that these very weights drew
+    floor: Floor | None  # of the tokens that these very weights drew; None if none
     loss: float
+    loss_kl: float  # the part of it that pulls to the behavior policy or a reference
+    loss_entropy: float  # the part that rewards entropy
+    kl_weight: float  # mean weight of the pull
+    entropy_mean: float | None  # nats; None where nobody asked for it
     grad_norm: float
+    update_norm: float | None  # L2 of what the optimizer changed; None where it changed nothing
     learning_rate: float
     shadows: tuple[ShadowOutcome, ...]
     seconds: float
@@ -68,6 +86,7 @@ class Prepared:
     expert: Tensor | None  # which tokens of all ranks an expert wrote
     mine: slice  # where they stand among the tokens of all ranks
     token_loss: TokenLoss  # of the tokens of all ranks
+    entropy_mean: Tensor | None  # [], nats, over the tokens that no expert wrote, of all ranks
     shadows: list[TokenLoss]
     statistics: RatioStatistics
 
@@ -88,6 +107,7 @@ def prepare(
         expert=tokens.expert,
         mine=mine,
         token_loss=token_loss,
+        entropy_mean=None if (entropy := tokens.drawn().entropy) is None else entropy.mean(),
         shadows=[shadow(tokens) for shadow in objectives.shadows],
         statistics=step_statistics(tokens, token_loss),
     )
@@ -127,7 +147,7 @@ def take_step(
     every = config.shadow_gradients_every
     comparison = GradientComparison(prepared.shadows, parameters) if every and step % every == 0 else None
     rate = learning_rate(config, step) * float(prepared.token_loss.step_factor)
-    loss, norm = prepared.token_loss.loss.item(), math.nan
+    loss, norm, changed = prepared.token_loss.loss.item(), math.nan, None
     skipped = _not_finite(prepared.statistics, loss, rate)
     if not skipped:
         backward(policy, prepared, comparison)
@@ -140,6 +160,8 @@ def take_step(
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
+        changed = update_norm(optimizer)
+    said = {name: value.item() for name, value in prepared.token_loss.statistics.items() if name in _PARTS}
     cosines = comparison.cosines(ranks) if comparison and not skipped else [None] * len(prepared.shadows)
     return StepOutcome(
         skipped=skipped,
@@ -147,9 +169,14 @@ def take_step(
         weight=prepared.token_loss.weight[prepared.mine],
         cut=prepared.token_loss.cut[prepared.mine],
         statistics=prepared.statistics,
-        floor_max_nats=_floor(prepared.own.log_ratio, batch, drawn_by),
+        floor=_floor(prepared.own.log_ratio, batch, drawn_by),
         loss=loss,
+        loss_kl=said.get("kl_loss", 0.0),
+        loss_entropy=said.get("entropy_loss", 0.0),
+        kl_weight=said.get("kl_weight", 0.0),
+        entropy_mean=None if prepared.entropy_mean is None else prepared.entropy_mean.item(),
         grad_norm=norm,
+        update_norm=changed,
         learning_rate=rate,
         shadows=tuple(
             shadow_outcome(shadow, token_loss, cosine, prepared.expert)
@@ -210,7 +237,8 @@ def _joined(pieces: Sequence[Tensor], like: Tensor) -> Tensor:
 
 def backward(policy: PolicyModel, prepared: Prepared, comparison: GradientComparison | None) -> None:
     """The second phase: accumulates the gradient of this rank's part of the step's loss."""
-    start, entropy = prepared.mine.start, prepared.own.entropy is not None
+    start = prepared.mine.start
+    entropy = any(loss.entropy_slope is not None for loss in (prepared.token_loss, *prepared.shadows))
     for m in prepared.micro_batches:
         outputs = prepared.kept or policy.outputs(m, entropy=entropy)
         tokens = slice(start, start + m.trained_tokens)
@@ -220,8 +248,10 @@ def backward(policy: PolicyModel, prepared: Prepared, comparison: GradientCompar
         start += m.trained_tokens
 
 
-def _floor(log_ratio: Tensor, batch: StepBatch, drawn_by: int | None) -> float | None:
+def _floor(log_ratio: Tensor, batch: StepBatch, drawn_by: int | None) -> Floor | None:
     fresh = torch.from_numpy(batch.versions == drawn_by) if drawn_by is not None else None
     if fresh is None or not fresh.any():
         return None
-    return log_ratio[fresh.to(log_ratio.device)].abs().max().item()
+    of_fresh = log_ratio[fresh.to(log_ratio.device)]
+    size = of_fresh.abs()
+    return Floor(size.max().item(), size.double().mean().item(), weight_sums(of_fresh).ess.item())

@@ -13,30 +13,35 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, pairwise, takewhile
 
 import torch
 
 from learner.adjust import Adjusted
+from learner.book import Book
 from learner.checkpoint import CheckpointStore, TrainingState, collect_tensors
 from learner.evaluations import Evaluations
-from learner.files import RunFiles, plain
+from learner.examples import Decoder, examples_of
+from learner.files import RunFiles
 from learner.intake import Held, Intake
 from learner.losses import Losses
 from learner.minibatches import Minibatch, next_steps, split
 from learner.model import PolicyModel
 from learner.objectives import Objectives
+from learner.pace import Clock
 from learner.patience import Patience
 from learner.provision import Provision
 from learner.publish import Publisher, oldest_in_a_row, versions_to_keep
 from learner.recorder import Recorder
 from learner.records import step_record
-from learner.screening import Rules
+from learner.screening import Rules, length_and_reward
+from learner.split import Splitter
 from learner.staleness import parts_of_staleness
 from learner.startup import Begin, config_row
 from learner.step import take_step
+from learner.trackers.follower import Follower
 from shared.config import Config
 from shared.config.lag import from_wish
 from shared.control import LEARNER, ControlState, Latest
@@ -46,7 +51,6 @@ from shared.history import History
 from shared.log import Logger, on_every_line
 from shared.metrics import LearnerMetrics
 from shared.policies import Allowance, Trust
-from shared.records import StepRecord
 from shared.stream import Backlog, GroupReader
 
 
@@ -72,6 +76,7 @@ class Parts:
     log: Logger
     history: History
     adjusted: Adjusted
+    tracking: Follower | None = None
 
 
 class Training:
@@ -79,6 +84,7 @@ class Training:
 
     def __init__(self, parts: Parts, begin: Begin) -> None:
         self.parts = parts
+        learner = parts.config.learner
         self.step = begin.step
         self.batches = begin.batches
         self.ledger = begin.ledger
@@ -92,20 +98,30 @@ class Training:
             parts.patience,
             parts.metrics,
             parts.log,
-            parts.config.learner.groups_per_batch,
+            learner.groups_per_batch,
             parts.config.group_bytes_bound,
             int(parts.config.admission.dead_letter_bytes),
             self.policy.select,
-            parts.config.learner.groups_per_batch * parts.config.admission.batches_held,
+            learner.groups_per_batch * parts.config.admission.batches_held,
         )
         self.losses = Losses(parts.files.lost, parts.metrics, parts.log)
-        self.records: list[StepRecord] = []  # of the batch, not yet written down
+        self.book = Book(
+            parts.files,
+            parts.control,
+            parts.history,
+            parts.epoch,
+            parts.patience,
+            parts.metrics,
+            int(learner.examples_bytes),
+        )
+        self._splitter = Splitter(parts.config, parts.policy, parts.metrics, parts.log)
+        self._decoder = Decoder(parts.config.model.path, parts.log)
         self._announced: tuple[Latest, int] | None = None  # and the oldest version kept
         self._skipped_in_a_row = 0
         self._steps_unpublished = 0  # that changed the weights
         self._batches_unpublished = 0
         self._batches_unsaved = 0
-        self._ready_since = time.monotonic()
+        self.clock = Clock()
         self._waited_for = False  # there were groups to train on when the backlog was read last
         self._read_nothing = False
 
@@ -162,28 +178,23 @@ class Training:
         parts.patience("settle claims", lambda: parts.reader.settle(len(claims), sorted(here)))
         parts.patience("count what was acknowledged", self.reopen)
 
-    def discount_wait(self) -> None:
-        """The time until now was not spent on waiting for groups."""
-        self._ready_since = time.monotonic()
-
     # -- train ----------------------------------------------------------------------------------
     def train(self, batch: Sequence[Held]) -> None:
         """All optimizer steps of one batch. Raises TrainingError after too many skipped ones in a row."""
         learner = self.parts.config.learner
-        waited = time.monotonic() - self._ready_since
+        self.clock.waited()
         minibatches = split(batch, learner, self.parts.config.run.seed, self.batches)
         self.parts.provision.begin_batch(minibatches)
         self.parts.recorder.follow(self.parts.patience("see what to record", self.parts.control.record_bytes))
         for minibatch, number in next_steps(minibatches, learner.passes):
             if not minibatch.ended:
-                self._one_step(minibatch, number, waited)
-                waited = 0.0
+                self._one_step(minibatch, number)
         self.batches += 1
         self._batches_unpublished += 1
         self._batches_unsaved += 1
-        self._ready_since = time.monotonic()
+        self.clock.ready()
 
-    def _one_step(self, minibatch: Minibatch, number: int, waited: float) -> None:
+    def _one_step(self, minibatch: Minibatch, number: int) -> None:
         """The optimizer step of a minibatch in its pass `number`, from 0."""
         parts, batch = self.parts, minibatch.step_batch
         last_pass = number == parts.config.learner.passes - 1
@@ -204,12 +215,18 @@ class Training:
         staleness = parts_of_staleness(batch, [h.latest for h in minibatch.held], self.lineage)
         applied = [] if outcome.skipped or not last_pass else [h.group.prompt_index for h in minibatch.held]
         version = self.lineage.latest
+        pace = self.clock.stepped(outcome.seconds, len(applied))
+        sample = self._splitter.of_step(self.step, batch, outcome.own, self.lineage)
         settings = parts.adjusted.settings
-        self.records.append(step_record(self.step, version, batch, staleness, outcome, applied, waited, settings))
+        record = step_record(self.step, version, batch, staleness, outcome, applied, pace, settings, sample)
+        shown = parts.config.learner.examples_bytes > 0
+        self.book.add(record, examples_of(self.step, batch, outcome.own, self._decoder) if shown else ())
         if outcome.skipped:
             self._skip(minibatch, outcome.skipped)
             return
         parts.metrics.count_staleness(staleness.total, asdict(staleness))
+        if last_pass:
+            parts.metrics.count_trained(map(length_and_reward, batch.groups))
         self._skipped_in_a_row = 0
         self._steps_unpublished += 1
         for held in minibatch.held if last_pass else ():
@@ -251,8 +268,7 @@ class Training:
         self.publish_version(parent)
         if self.lineage.depth(self.lineage.latest) % self.parts.config.evaluation.every == 0:
             evaluations.request(self.lineage.latest)
-        if self.records:
-            self.records[-1] = replace(self.records[-1], publish_s=time.monotonic() - started)
+        self.book.published(time.monotonic() - started)
 
     def publish_version(self, parent: int) -> None:
         """Writes and announces the weights as the lineage's latest version."""
@@ -288,8 +304,8 @@ class Training:
     def _admit(self) -> Allowance:
         """What the policy allows, given the steps since the version before."""
         most = self.parts.adjusted.budgets.max_staleness + 1
-        skipped = any(record.skipped for record in self.records)
-        ess = math.nan if skipped else min((record.token_ess for record in self.records), default=None)
+        skipped = any(record.skipped for record in self.book.records)
+        ess = math.nan if skipped else min((record.token_ess for record in self.book.records), default=None)
         allowance = self.policy.admit(Trust(most, self._credit, ess))
         self._credit = max(1, min(most, allowance.versions))
         self.parts.metrics.credit_versions.set(self._credit)
@@ -343,12 +359,7 @@ class Training:
     def record(self) -> None:
         """Writes down the steps of the batch. Raises FencedError where the run is another learner's."""
         self._check_epoch()
-        for record in self.records:
-            row = plain(record)
-            self.parts.metrics.observe(record)
-            self.parts.files.history.append(row)
-            self.parts.patience.tell("add to the history", partial(self.parts.history.add, row, self.parts.epoch))
-        self.records = []
+        self.book.write()
 
     def _check_epoch(self) -> None:
         self.parts.patience("look at the epoch", lambda: self.parts.control.check_epoch(self.parts.epoch))
@@ -398,6 +409,8 @@ class Training:
         self.ledger.checkpointed()
         self._batches_unsaved = 0
         parts.metrics.checkpoints.inc()
+        if parts.tracking is not None:
+            parts.tracking.follow(self.step)
         parts.log.info("checkpoint", name=name, policy_version=self.lineage.latest)
 
     def delete_finished(self) -> None:

@@ -45,6 +45,7 @@ class Status:
             lag_served=None,
             draining=False,
             in_flight=0,
+            busy_share=0.0,
             groups=0,
             tokens=0,
             proof_max_nats=None,
@@ -112,9 +113,9 @@ class Status:
         """Whether it takes no new groups because an operator wants that."""
         self.heartbeat.update(draining=draining)
 
-    def in_flight(self, groups: int) -> None:
-        """How many groups are being generated."""
-        self.heartbeat.update(in_flight=groups)
+    def in_flight(self, groups: int, busy_share: float) -> None:
+        """How many groups are being generated, and for what share of the last minute any were."""
+        self.heartbeat.update(in_flight=groups, busy_share=round(busy_share, 3))
 
     def appended(self, tokens: int) -> None:
         """One more group is in the stream."""

@@ -43,3 +43,12 @@ def read_servers(client: Client, keys: Keys) -> list[Server]:
         if (values or {}).get("kind", kind) == KIND and server_id:
             found.append(Server(server_id, values or {}, values is not None, server_id in draining))
     return found
+
+
+def read_server(client: Client, keys: Keys, server_id: str) -> Server | None:
+    """One of them, or None. Raises StreamError."""
+    control, component = ControlState(client, keys), f"{KIND}:{server_id}"
+    values = control.status_of(component)
+    if values is None and not control.is_member(component):
+        return None
+    return Server(server_id, values or {}, values is not None, server_id in Wishes(client, keys).draining())

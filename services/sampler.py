@@ -16,7 +16,7 @@ import msgpack
 from services.fleet import Server, read_servers
 from shared import scripts, untrusted
 from shared.keys import Keys
-from shared.measures import SERVER_MEASURES, SERVERS
+from shared.measures import SERVER_NAMES, SERVERS
 from shared.redis_client import Client, Script, translated
 from shared.series import KEPT, SHARES
 
@@ -68,7 +68,7 @@ def rates(groups: Groups, now: float, before: Mapping[str, Any]) -> dict[str, fl
 def cells_of(servers: Sequence[Server], appended: Mapping[str, float]) -> list[Any]:
     """Flat cells, as the scripts take them: of each measure the whole of all servers, and each of the first."""
     found: list[Any] = []
-    for name in SERVER_MEASURES:
+    for name in SERVER_NAMES:
         values = {server.server_id: value for server, value in _values(name, servers, appended)}
         if not values:
             continue

@@ -11,7 +11,7 @@ import numpy as np
 
 from shared.histogram import LOG_RATIO_EDGES
 from shared.keys import Keys
-from shared.measures import SERVERS, Measure, measure, measures
+from shared.measures import MEASURES, SERVERS, Measure, measure
 from shared.redis_client import Client
 from shared.series import SECONDS, TIERS, WIDTH, Cells, Series, Tier, downsampled
 
@@ -177,16 +177,9 @@ def _first_number(bucket: str) -> tuple[int, str]:
     return (int(digits), bucket) if digits.isdigit() else (2**62, bucket)
 
 
-def plain_names() -> list[str]:
-    """Every name that has no label of its own."""
-    return [name for name in measures() if measure(name) is not None]
-
-
 def known_names(client: Client, keys: Keys) -> dict[str, tuple[Measure, list[str]]]:
     """Every name that a series can be asked for, and the labels that its newest stretch of time has."""
-    found: dict[str, tuple[Measure, list[str]]] = {
-        name: (known, []) for name in plain_names() if (known := measure(name)) is not None
-    }
+    found: dict[str, tuple[Measure, list[str]]] = {name: (known, []) for name, known in MEASURES.items()}
     for series in (Series(client, keys.series), Series(client, keys.fleet)):
         for there in sorted(series.names("hours", series.blocks("hours")[-1:])):
             name, bar, label = there.partition("|")

@@ -19,6 +19,7 @@ from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
 from shared.wishes import ADMISSION, EVENT_ROWS, Wish, Wishes, event_row
 
+EXAMPLE_ROWS = 1_000
 LEARNER = "learner"
 COPY = "="  # behind a parent: the version has that one's weights
 
@@ -69,6 +70,8 @@ class ControlState:
         self._announce = Script(client, scripts.ANNOUNCE, [keys.epoch, keys.unapplied, keys.latest, keys.parents])
         self._restore_parents = Script(client, scripts.RESTORE_PARENTS, [keys.epoch, keys.parents])
         self._set_phase = Script(client, scripts.SET_PHASE, [keys.epoch, keys.phase])
+        examples = [keys.epoch, keys.examples, keys.examples_bytes]
+        self._add_examples = Script(client, scripts.ADD_EXAMPLES, examples)
         self._wish_lag = Script(client, scripts.WISH_LAG, [keys.desired])
         self._claim = Script(client, scripts.CLAIM_EVALUATION, [keys.evaluation_jobs])
         self._release = Script(client, scripts.RELEASE_EVALUATION, [keys.evaluation_jobs])
@@ -98,6 +101,11 @@ class ControlState:
         with translated():
             value = self._client.get(self._keys.heartbeat(component))
         return untrusted.heartbeat(value) if value else None
+
+    def is_member(self, component: str) -> bool:
+        """True for a component that has sent a heartbeat and not left, alive or not."""
+        with translated():
+            return bool(self._client.sismember(self._keys.members, component))
 
     # -- the learner's word ---------------------------------------------------------------------
     def take_epoch(self) -> int:
@@ -199,6 +207,19 @@ class ControlState:
     def history(self, last: int = 1000) -> list[dict[str, Any]]:
         """The newest `last` step records, oldest first."""
         return History(self._client, self._keys).rows(last)
+
+    def add_examples(self, step: int, rows: Sequence[Mapping[str, Any]], epoch: int, max_bytes: int) -> None:
+        """Keeps the groups that a step's ratios hang on, oldest steps going first. Raises as `add_history` does.
+
+        May be repeated: what is there of this step, or of a later one that a restore left, is replaced.
+        """
+        self._add_examples(epoch, max_bytes, EXAMPLE_ROWS, step, *map(json.dumps, rows))
+
+    def examples(self, step: int | None = None, last: int = 50) -> list[dict[str, Any]]:
+        """The newest `last` of them, newest first; of one step all that are kept."""
+        with translated():
+            entries = self._client.xrevrange(self._keys.examples, count=last if step is None else None)
+        return [json.loads(f[b"row"]) for _, f in entries if step is None or int(f[b"step"]) == step]
 
     def add_event(self, kind: str, text: str, by: str) -> None:
         """Records that something happened."""

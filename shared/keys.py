@@ -167,6 +167,16 @@ class Keys:
         return f"{books}:{tier}:{number}"
 
     @property
+    def examples(self) -> str:
+        """Stream, bounded in bytes: JSON of the few groups of each step that its ratios hang on (fields: step, row)."""
+        return self._key("examples")
+
+    @property
+    def examples_bytes(self) -> str:
+        """Integer: bytes of the rows in it."""
+        return self._key("examples_bytes")
+
+    @property
     def events(self) -> str:
         """Capped stream: what happened, when, by whom."""
         return self._key("events")

@@ -6,6 +6,7 @@ import hashlib
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -124,6 +125,21 @@ def server_version(client: Client) -> tuple[int, int]:
         wanted = ".".join(map(str, MINIMUM_VERSION))
         raise StreamError(f"Redis {text} is too old: {wanted} or newer is needed")
     return major, minor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a Redis."""
+
+    used: int
+    limit: int  # maxmemory; 0: none
+
+
+def memory_of(client: Client) -> Memory:
+    """What the server uses, and what it may. Raises StreamError."""
+    with translated():
+        info = client.info("memory")
+    return Memory(int(info["used_memory"]), int(info["maxmemory"]))
 
 
 class Script:

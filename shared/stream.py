@@ -168,6 +168,7 @@ class GroupReader:
             scripts.RESTORE,
             [k.epoch, k.groups, k.cursor, k.returned, k.unapplied, k.bytes, k.owners, k.appended, k.claims],
         )
+        self._oldest = Script(client, scripts.OLDEST, [k.groups])
         self._reread_from: str | None = "0"  # own pending entries come first, then new ones
 
     def open(self, finished: Intervals, in_hand: Collection[int] = (), named: int = 0) -> bool:
@@ -257,6 +258,11 @@ class GroupReader:
         """
         told = [letter.group_id, letter.prompt_index, letter.reason, letter.error, letter.server, letter.at]
         self._bury(self._epoch, CONSUMER_GROUP, max_bytes, LETTER_BYTES, entry.entry_id, *told, entry.payload)
+
+    def oldest_s(self) -> float | None:
+        """Seconds since the oldest group that was never read was appended, by Redis's clock; None: there is none."""
+        milliseconds = int(self._oldest(CONSUMER_GROUP))
+        return milliseconds / 1000 if milliseconds >= 0 else None
 
     def buried(self) -> dict[int, str]:
         """The reason of every prompt that ended as a dead letter which is still kept."""

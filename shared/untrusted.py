@@ -39,6 +39,7 @@ _NUMBERS = (
     "pause_median_s",
     "pause_p99_s",
     "refused_nats",
+    "busy_share",
 )
 
 T = TypeVar("T")
@@ -50,7 +51,8 @@ def json_object(raw: bytes | None) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(raw)
-        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text that anybody could be sent
+        if b"\\u" in raw:  # half a surrogate pair is no text that anybody could be sent
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -62,9 +64,13 @@ def heartbeat(raw: bytes) -> dict[str, Any]:
     wrong = [name for name in _TEXTS if name in status and not isinstance(status[name], str)]
     wrong += [name for name in _COUNTS if name in status and not _is_count(status[name])]
     wrong += [name for name in _NUMBERS if name in status and not _is_number(status[name])]
-    wrong += [name for name in _LAGS if status.get(name) not in range(MAX_LAG + 1)]
-    kept = {name: value for name, value in status.items() if name not in wrong}
-    return {name: value[:MAX_TEXT] if isinstance(value, str) else value for name, value in kept.items()}
+    wrong += [name for name in _LAGS if not _is_lag(status.get(name))]
+    for name in set(wrong) & status.keys():
+        del status[name]
+    for name, value in status.items():
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            status[name] = value[:MAX_TEXT]
+    return status
 
 
 def record(kind: type[T], raw: bytes | None) -> T | None:
@@ -109,6 +115,10 @@ def _is_text(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
+
+
+def _is_lag(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= MAX_LAG
 
 
 def _is_number(value: Any) -> bool:

@@ -92,7 +92,7 @@ class TokenLoss:
     cut: Tensor  # [n], bool: clipped, capped or masked
     entropy_slope: Tensor | None = None  # [n], d loss / d entropy; None where the loss has no entropy in it
     step_factor: Tensor | float = 1.0  # [] multiplies the learning rate of this step
-    statistics: Mapping[str, Tensor] = field(default_factory=dict)  # [] each, the objective's own
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)  # [] each, the objective's own; see `pulled`
 
     @property
     def loss(self) -> Tensor:
@@ -122,6 +122,18 @@ def piece_loss(
 def _carries(slope: Tensor, of: Tensor) -> Tensor:
     """Zero, with the gradient slope * grad of."""
     return slope.to(of.dtype) * (of - of.detach())
+
+
+def pulled(token_weights: Tensor, pull: Tensor, kl: Tensor) -> dict[str, Tensor]:
+    """What an objective says of its pull to another policy: mean weight of the KL, and its part of the loss, [] each.
+
+    Args:
+        token_weights: [n], of the aggregation.
+        pull: [] or [n], what multiplies the KL.
+        kl: [n], nats.
+
+    """
+    return {"kl_weight": pull.mean(), "kl_loss": (token_weights * pull * kl).sum()}
 
 
 def sequence_sum(values: Tensor, step: Step) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from learner.objective.aggregation import Aggregation, token_weights
-from learner.objective.core import Step, TokenLoss, needs
+from learner.objective.core import Step, TokenLoss, needs, pulled
 from learner.objective.ess import segment_weight_sums, sequence_log_ratios, weight_sums
 from learner.objective.kl import KlEstimator, kl_value_and_slope
 
@@ -71,7 +71,7 @@ def p3o(
         weight=weight,
         cut=cut,
         step_factor=scale_of(step, step_scale),
-        statistics={"ess": ess.mean(), "kl": kl.mean()},
+        statistics={"ess": ess.mean(), "kl": kl.mean(), **pulled(mean, pull, kl)},
     )
 
 

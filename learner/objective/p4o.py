@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from learner.objective.aggregation import Aggregation, token_weights
-from learner.objective.core import Step, TokenLoss, needs
+from learner.objective.core import Step, TokenLoss, needs, pulled
 from learner.objective.ess import weight_sums
 from learner.objective.kl import KlEstimator, kl_to
 from learner.objective.p3o import capped
@@ -56,7 +56,12 @@ def p4o(step: Step, *, kl_estimator: KlEstimator = "unbiased", aggregation: Aggr
         slope=mean * (-weight * step.advantages + pull * kl_slope),
         weight=weight,
         cut=cut,
-        statistics={"ess_behavior": ess_behavior, "ess_proximal": ess_proximal, "kl": kl.mean()},
+        statistics={
+            "ess_behavior": ess_behavior,
+            "ess_proximal": ess_proximal,
+            "kl": kl.mean(),
+            **pulled(mean, pull, kl),
+        },
     )
 
 

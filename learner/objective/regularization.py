@@ -19,7 +19,7 @@ from typing import Annotated
 
 import torch
 
-from learner.objective.core import Bounds, Step, TokenLoss, needs
+from learner.objective.core import Bounds, Step, TokenLoss, needs, pulled
 from learner.objective.kl import KlEstimator, kl_to
 
 
@@ -50,7 +50,11 @@ def regularized(
             token_loss,
             value=token_loss.value - entropy_weight * mean * step.entropy,
             entropy_slope=torch.full_like(step.entropy, -entropy_weight * mean),
-            statistics={**token_loss.statistics, "entropy": step.entropy.mean()},
+            statistics={
+                **token_loss.statistics,
+                "entropy": step.entropy.mean(),
+                "entropy_loss": -entropy_weight * mean * step.entropy.sum(),
+            },
         )
     if ref_kl_weight > 0:
         assert step.ref_logprobs is not None, "declared as needed"
@@ -58,10 +62,13 @@ def regularized(
         kl, slope = kl_to(step.log_ratio, d, ref_kl_estimator)
         if step.expert is not None:
             kl, slope = torch.where(step.expert, 0.0, kl), torch.where(step.expert, 0.0, slope)
+        own = token_loss.statistics
+        pull = pulled(kl.new_full((), mean), kl.new_tensor(ref_kl_weight), kl)
+        added = {name: value + own[name] if name in own else value for name, value in pull.items()}
         token_loss = dataclasses.replace(
             token_loss,
             value=token_loss.value + ref_kl_weight * mean * kl,
             slope=token_loss.slope + ref_kl_weight * mean * slope,
-            statistics={**token_loss.statistics, "ref_kl": kl.mean()},
+            statistics={**token_loss.statistics, "ref_kl": kl.mean()} | added,
         )
     return token_loss

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from learner.objective.aggregation import Aggregation, token_weights
-from learner.objective.core import Bounds, Step, TokenLoss, needs
+from learner.objective.core import Bounds, Step, TokenLoss, needs, pulled
 from learner.objective.kl import KlEstimator, kl_to
 from learner.objective.surrogates import Surrogate, aggregated, finite_or_nan
 
@@ -73,7 +73,7 @@ def remix(
         slope=mean * (surrogate.slope + kl_weight * kl_slope),
         weight=weight,
         cut=cut,
-        statistics={"kl": kl.mean()},
+        statistics={"kl": kl.mean(), **pulled(mean, kl.new_tensor(kl_weight), kl)},
     )
 
 

@@ -62,6 +62,22 @@ class LogRatioSketch:
         bins = torch.searchsorted(up_to, ranks.floor().long(), right=True)
         return torch.minimum(torch.maximum(_middle(bins), least), most)
 
+    def counts_between(self, edges: Sequence[float]) -> Tensor:
+        """How many log ratios are below the first edge, between any two in a row, and from the last on.
+
+        Exact, since an edge is where a bin ends: a value on a positive edge counts above it, on a negative one below.
+
+        Args:
+            edges: E ascending log ratios, nats, each k / 64 of a power of two within the range, k in 64..127.
+
+        Returns:
+            [E + 1], int64.
+        """
+        at = torch.tensor(edges, dtype=torch.float64, device=self.counts.device)
+        first = _bin_of(at) + (at < 0).long()  # the lowest bin above each edge
+        up_to = torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)])
+        return torch.cat([up_to[:1], up_to[first], up_to[-1:]]).diff()
+
     def log_mass_of_largest(self, count: int) -> Tensor:
         """Log of the sum of the `count` largest ratios, [], float64; the last bin in proportion to its count.
 

@@ -19,7 +19,7 @@ from learner.objective.ess import WeightSums, sequence_log_ratios, weight_sums
 from learner.objective.kl import kl_value_and_slope
 from learner.objective.sketch import BINS, LogRatioSketch, sketch_of
 
-_SCALARS, _KL_SUMS = 10, 4
+_SCALARS, _KL_SUMS = 11, 4
 PACKED_SIZE = _SCALARS + _KL_SUMS + 2 * BINS
 """Numbers in a packed RatioStatistics, whatever it is of."""
 
@@ -51,6 +51,7 @@ class RatioSummary:
     k2: float  # mean of d^2 / 2; either KL, to second order in d
     k3: float  # mean of d + exp(-d) - 1 (its tangent below -10); chi2(b || policy) - KL(b || policy), as `kl.py` has it
     capped_share: float  # of tokens that the objective clipped, capped or masked (TokenLoss.cut)
+    weight_lost: float  # sum over those of max(0, w - the weight that it left them) / sum w
     zero_weight_share: float  # of tokens whose advantage the objective multiplies by zero (TokenLoss.weight)
 
 
@@ -69,6 +70,7 @@ class RatioStatistics:
     kl_sums: Tensor  # [4], nats: sums of k1, k2, k3 and the unbiased estimate
     cut: Tensor  # tokens that the objective cut; NaN where a piece does not know
     zero_weight: Tensor  # tokens of weight zero; likewise
+    log_lost: Tensor  # log sum of what the objective took off the ratios of the tokens that it cut; likewise
     sketch: LogRatioSketch
 
     @classmethod
@@ -97,13 +99,14 @@ class RatioStatistics:
             self.kl_sums + other.kl_sums,
             self.cut + other.cut,
             self.zero_weight + other.zero_weight,
+            torch.logaddexp(self.log_lost, other.log_lost),
             self.sketch.merge(other.sketch),
         )
 
     def pack(self) -> Tensor:
         """All of it as [PACKED_SIZE], float64, for one collective; counts are exact up to 2^53."""
         sums = [x for s in (self.token_sums, self.sequence_sums) for x in (s.log_sum, s.log_sum_of_squares, s.count)]
-        scalars = torch.stack([*sums, self.least, self.most, self.cut, self.zero_weight])
+        scalars = torch.stack([*sums, self.least, self.most, self.cut, self.zero_weight, self.log_lost])
         return torch.cat([scalars, self.kl_sums, self.sketch.counts.double(), self.sketch.log_sums])
 
     @classmethod
@@ -116,7 +119,7 @@ class RatioStatistics:
         if packed.shape != (PACKED_SIZE,) or packed.dtype != torch.float64:
             raise ValueError(f"packed statistics are [{PACKED_SIZE}] float64, not {list(packed.shape)} {packed.dtype}")
         scalars, kl_sums, counts, log_sums = packed.split([_SCALARS, _KL_SUMS, BINS, BINS])
-        least, most, cut, zero_weight = scalars[6:]
+        least, most, cut, zero_weight, log_lost = scalars[6:]
         return cls(
             token_sums=WeightSums(*scalars[:3]),
             sequence_sums=WeightSums(*scalars[3:6]),
@@ -125,8 +128,13 @@ class RatioStatistics:
             kl_sums=kl_sums,
             cut=cut,
             zero_weight=zero_weight,
+            log_lost=log_lost,
             sketch=LogRatioSketch(counts.long(), log_sums),
         )
+
+    def weight_share(self, whole: RatioStatistics) -> float:
+        """The part of the sum of all ratios that these tokens' ratios are, where they are part of those."""
+        return (self.token_sums.log_sum - whole.token_sums.log_sum).exp().item()
 
     def summary(self) -> RatioSummary:
         """The numbers, read on the host: one transfer from a device."""
@@ -161,6 +169,7 @@ class RatioStatistics:
             k2=k2.item(),
             k3=k3.item(),
             capped_share=self.cut.item() * each,
+            weight_lost=(self.log_lost - self.token_sums.log_sum).exp().item(),
             zero_weight_share=self.zero_weight.item() * each,
         )
 
@@ -259,8 +268,18 @@ def _statistics(d: Tensor, of_sequences: Tensor, weight: Tensor | None, cut: Ten
         kl_sums=torch.stack([-d.sum(), d.square().sum() / 2, k3.sum(), unbiased.sum()]),
         cut=_count(cut, d),
         zero_weight=_count(None if weight is None else weight == 0, d),
+        log_lost=_log_lost(d, weight, cut),
         sketch=sketch_of(d),
     )
+
+
+def _log_lost(d: Tensor, weight: Tensor | None, cut: Tensor | None) -> Tensor:
+    """Log of the ratio that was cut away, [], float64: log sum_cut max(0, exp(d) - weight)."""
+    if weight is None or cut is None:
+        return d.new_full((), torch.nan if len(d) else -torch.inf)
+    left = weight.double().clamp(min=0).log()
+    lost = d + (-(left - d).exp().clamp(max=1)).log1p()
+    return torch.logsumexp(torch.where(cut & (d != -torch.inf), lost, -torch.inf), 0)
 
 
 def _count(flags: Tensor | None, d: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ ROUTES = {
     "/v1/metrics": "/v1/metrics",
     "/v1/series, the last hour": "/v1/series?name=token_ess&name=reward_mean&name=kl&points=300&since={hour}",
     "/v1/series, all days": "/v1/series?name=token_ess&name=reward_mean&name=kl&points=300",
-    "/v1/series, by staleness": "/v1/series?name=by_staleness.token_ess&points=300&since={day}",
+    "/v1/series, by server": "/v1/series?name=by_server.token_ess&points=300&since={day}",
     "/v1/series, fleet": "/v1/series?name=servers.in_flight&points=300",
     "/v1/histograms, log_ratio": "/v1/histograms?name=log_ratio",
     "/v1/histograms, staleness": "/v1/histograms?name=staleness&since={day}",

@@ -16,6 +16,7 @@ from services.sampler import cells_of
 from shared import scripts
 from shared.config import Config
 from shared.control import ControlState
+from shared.histogram import LOG_RATIO_EDGES
 from shared.history import History
 from shared.keys import Keys
 from shared.records import StepRecord
@@ -30,7 +31,6 @@ LABELS = {
     "by_position": ["0-15", "16-63", "64-255", "256-1023", "1024+"],
 }
 PARTS = ("tokens", "token_ess", "sequence_ess", "ratio_p50", "ratio_max", "kl", "capped_share")
-BINS = 41
 
 
 def fill_history(client: Client, keys: Keys, config: Config, step: int, at: float) -> None:
@@ -73,7 +73,7 @@ def _row(step: int, at: float) -> dict[str, Any]:
     for i, (name, hint) in enumerate(_hints().items()):
         if name not in row:
             row[name] = _value(name, hint, step, 0.5 + 0.5 * math.sin(step / 50 + i))
-    row["log_ratio_counts"] = [step % (n + 2) for n in range(BINS)]
+    row["log_ratio_counts"] = [step % (n + 2) for n in range(len(LOG_RATIO_EDGES) + 1)]
     for name, labels in LABELS.items():
         row[name] = {label: {part: 0.5 + 0.4 * math.sin(step + n) for n, part in enumerate(PARTS)} for label in labels}
     return row

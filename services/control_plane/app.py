@@ -29,7 +29,7 @@ from services.control_plane.letters import add_letters
 from services.control_plane.live import Live, add_live
 from services.control_plane.objective import add_objective
 from services.control_plane.page import add_page
-from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, Run, State, There
+from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, Run, State, There, written
 from services.control_plane.runs import add_runs
 from services.control_plane.series import add_series
 from services.control_plane.servers import add_servers
@@ -39,7 +39,7 @@ from shared.config import Config
 from shared.errors import StreamError
 from shared.keys import Keys
 from shared.metrics import ControlPlaneMetrics
-from shared.redis_client import connect, server_version
+from shared.redis_client import connect, memory_of, server_version
 
 REDIS_TIMEOUT_S = 2.0
 KINDS = ("learner", "rollout", "control-plane")
@@ -121,19 +121,19 @@ def _add_probes(app: FastAPI) -> None:
 
 
 def _add_api(app: FastAPI) -> None:
-    @app.get("/v1/status", tags=["run"], summary="Where the run stands", **LOOK)
-    def status(there: There) -> schemas.Status:
+    @app.get("/v1/status", tags=["run"], summary="Where the run stands", response_model=schemas.Status, **LOOK)
+    def status(there: There) -> Response:
         """Phase, versions, processes, backlog, the newest step, evaluations and events."""
-        return schemas.status_answer(read_status(there.client, there.keys), there.config)
+        return written(schemas.status_answer(read_status(there.client, there.keys), there.config))
 
-    @app.get("/v1/history", tags=["run"], summary="Step records", **LOOK)
+    @app.get("/v1/history", tags=["run"], summary="Step records", response_model=schemas.History, **LOOK)
     def history(
         there: There,
         last: Annotated[int, Query(ge=1, le=20_000, description="How many of the newest steps.")] = 1000,
-    ) -> schemas.History:
+    ) -> Response:
         """The newest optimizer steps, oldest first."""
         rows = there.control.history(last=last)
-        return schemas.History(steps=[schemas.Step.model_validate(row) for row in rows])
+        return written(schemas.History(steps=[schemas.Step.model_validate(row) for row in rows]))
 
     @app.post("/v1/pause", tags=["operator"], summary="Stand still", **OPERATE)
     def pause(here: Here, same_site: problems.SameSite, no_body: problems.NoBody) -> schemas.Paused:
@@ -177,10 +177,14 @@ def _set_gauges(here: Resources) -> None:
         gauges.stream_bytes,
         gauges.dead_letters,
         gauges.desired_servers,
+        gauges.redis_memory,
+        gauges.redis_memory_limit,
     )
+    gauges.stream_limit.set(here.config.admission.max_bytes)
     try:
         status = read_status(here.client, here.keys, events=1)
         steps = here.control.history(last=autoscale.STEPS)
+        memory = memory_of(here.client)
     except StreamError:
         gauges.redis_up.set(0)
         for gauge in (*state, *(gauges.members.labels(kind) for kind in KINDS)):
@@ -193,6 +197,8 @@ def _set_gauges(here: Resources) -> None:
         status.backlog.bytes,
         status.backlog.dead_letters,
         _desired_servers(here.config, status, steps),
+        memory.used,
+        memory.limit,
     )
     for gauge, value in zip(state, values, strict=True):
         gauge.set(value)

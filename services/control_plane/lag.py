@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import Body, FastAPI, Request
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from services.control_plane import problems
 from services.control_plane.access import Role
-from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources
+from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, written
 from services.control_plane.schemas import Answer, Number, Problem
 from services.lag import Dialled, LagRefusedError, clear_lag, read_lag, set_lag
 from shared.config.lag import LagSetting
@@ -71,10 +72,10 @@ Wanted = Annotated[LagSetting, Body(description="A number, a text such as unifor
 def add_lag(app: FastAPI) -> None:
     """The routes."""
 
-    @app.get("/v1/lag", tags=["run"], summary="What rollout servers lag by", **LOOK)
-    def lag(here: Here, request: Request) -> Lag:
+    @app.get("/v1/lag", tags=["run"], summary="What rollout servers lag by", response_model=Lag, **LOOK)
+    def lag(here: Here, request: Request) -> Response:
         """The setting, who asked for it, and what every living rollout server is asked for and serves."""
-        return Lag(**_fields(here, request))
+        return written(Lag(**_fields(here, request)))
 
     @app.put("/v1/lag", tags=["operator"], summary="Ask for another lag", **TURNED)
     def turn(here: Here, same_site: problems.SameSite, request: Request, wanted: Wanted) -> LagTurned:

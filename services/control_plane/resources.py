@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, TypedDict, cast
 
 from fastapi import Depends, Query, Request, Security
+from fastapi.responses import Response
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from services.control_plane import problems
@@ -53,6 +55,11 @@ class State(TypedDict):
     """The application's state."""
 
     resources: Resources
+
+
+def written(answer: BaseModel) -> Response:
+    """A large answer as it is: FastAPI would make and check it twice more."""
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def resources_of(request: Request) -> Resources:

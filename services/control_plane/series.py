@@ -14,7 +14,7 @@ from services.control_plane.resources import LOOK, There
 from services.control_plane.schemas import Answer
 from services.series import HISTOGRAMS, Found, Line, Window
 from shared.histogram import LOG_RATIO_EDGES
-from shared.measures import Unit, measure
+from shared.measures import MEASURES, measure
 from shared.series import Tier
 
 MAX_NAMES = 32
@@ -25,7 +25,8 @@ class MeasureAnswer(Answer):
     """A number that `/v1/series` knows."""
 
     name: str
-    unit: Unit
+    unit: str
+    """Empty for a plain number."""
     text: str
     """What it means; empty for one that says it itself."""
     kind: Literal["gauge", "share"]
@@ -181,7 +182,7 @@ def _measure(name: str, known: series.Measure, labels: list[str]) -> MeasureAnsw
 def _check(name: str) -> None:
     if measure(name) is not None:
         return
-    near = difflib.get_close_matches(name, series.plain_names(), n=3)
+    near = difflib.get_close_matches(name, MEASURES, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "/v1/metrics lists what there is"
     raise HTTPException(422, f"name: there is no series {name[:80]!r}; {hint}")
 

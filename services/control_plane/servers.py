@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Path
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from services.control_plane import problems
-from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, Run, There
+from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, Run, There, written
 from services.control_plane.schemas import Answer, Number, Problem
-from services.fleet import Server, read_servers
+from services.fleet import Server, read_server, read_servers
 from shared.wishes import Wishes, incarnation
 
 
@@ -102,11 +103,11 @@ ServerId = Annotated[str, Path(pattern=r"^[!-~]{1,200}$", description="Of `/v1/s
 def add_servers(app: FastAPI) -> None:
     """The routes."""
 
-    @app.get("/v1/servers", tags=["servers"], summary="Rollout servers", **LOOK)
-    def servers(there: There) -> Servers:
+    @app.get("/v1/servers", tags=["servers"], summary="Rollout servers", response_model=Servers, **LOOK)
+    def servers(there: There) -> Response:
         """What each serves, how far behind, how exactly, and what it does."""
         newest = _newest(there)
-        return Servers(servers=[_answer(server, newest) for server in read_servers(there.client, there.keys)])
+        return written(Servers(servers=[_answer(server, newest) for server in read_servers(there.client, there.keys)]))
 
     @app.get("/v1/servers/{server_id}", tags=["servers"], summary="One rollout server", **ONE)
     def server(there: There, server_id: ServerId) -> ServerAnswer:
@@ -149,9 +150,8 @@ def _remove(here: Resources, server: Server) -> Removed:
 
 def found(there: Run | Resources, server_id: str) -> Server:
     """The server of this id. Raises HTTPException where there is none."""
-    for server in read_servers(there.client, there.keys):
-        if server.server_id == server_id:
-            return server
+    if (server := read_server(there.client, there.keys, server_id)) is not None:
+        return server
     raise HTTPException(404, f"there is no rollout server {server_id}; /v1/servers lists those that there are")
 
 

@@ -30,6 +30,8 @@ class LearnerConfig(Section):
     shadow_gradients_every: int = Field(0, ge=0)
     """Optimizer steps between comparisons of the shadows' gradients with the one taken; 0: never. A comparison
     costs a backward pass and a copy of the gradient for each shadow."""
+    entropy: bool = False
+    """Measures the policy's entropy in every step, also where no objective needs it: one more pass over the logits."""
     reference: str = ""
     """Frozen reference model, a folder or a hub name, for objectives that need one. Empty: the starting model."""
     advantage: Literal["group_std", "group_mean", "leave_one_out"] = "group_std"
@@ -68,6 +70,14 @@ class LearnerConfig(Section):
     """Flight recorder: bytes of optimizer steps kept in the run folder, newest first; 0: none."""
     record_every: int = Field(1, ge=1)
     """Optimizer steps between two that are recorded; a skipped one always is."""
+    floor_every: int | None = Field(None, ge=0)
+    """Optimizer steps between samples whose log ratios are split into the engine's part and the learner's way since;
+    0: none. A sample loads one published version beside the model for a moment. Empty: 20 where the published weights
+    take at most 1 GiB and lie in a folder; else 0."""
+    floor_groups: int = Field(4, ge=1, le=1024)
+    """Groups in such a sample."""
+    examples_bytes: ByteSize = Field(ByteSize(8 * 2**20), ge=0)
+    """Bytes of Redis for the groups of the newest steps that their ratios hang on, as text; 0: none."""
     idle_deadline_s: Seconds = 600.0
     """Longest wait for a group before the run ends with the reason."""
     shuffle_rewards: bool = False

@@ -7,6 +7,7 @@ allowed at maxmemory, and after it Redis lets the script's other writes through.
 
 from shared.scripts.admission import GIVE_BACK, LEASE, RENEW
 from shared.scripts.control import (
+    ADD_EXAMPLES,
     ANNOUNCE,
     CLAIM_EVALUATION,
     HEARTBEAT,
@@ -17,11 +18,12 @@ from shared.scripts.control import (
 from shared.scripts.history import ADD_HISTORY, REWIND, SAMPLE
 from shared.scripts.letters import DEAD_LETTER, REQUEUE
 from shared.scripts.recovery import CLAIM_LOST, RESTORE, RESTORE_PARENTS, SETTLE_CLAIMS
-from shared.scripts.stream import APPEND, DELETE, RELEASE
+from shared.scripts.stream import APPEND, DELETE, OLDEST, RELEASE
 from shared.scripts.transfer import ANSWER_TRANSFER, CALL_TRANSFER, WANT_FILES
 from shared.scripts.wishes import MARK, WISH
 
 __all__ = [
+    "ADD_EXAMPLES",
     "ADD_HISTORY",
     "ALL",
     "ANNOUNCE",
@@ -36,6 +38,7 @@ __all__ = [
     "HEARTBEAT",
     "LEASE",
     "MARK",
+    "OLDEST",
     "RELEASE",
     "RELEASE_EVALUATION",
     "RENEW",

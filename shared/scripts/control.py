@@ -38,6 +38,34 @@ return 1
 """
 )
 
+# KEYS epoch examples examples_bytes; ARGV epoch max_bytes rows_kept step row...
+# What is there of this step or a later one is replaced: it was sent before, or is of a branch that a restore left.
+ADD_EXAMPLES = (
+    CHECK_EPOCH
+    + """
+local examples, step = KEYS[2], tonumber(ARGV[4])
+local bytes = tonumber(redis.call('get', KEYS[3]) or 0)
+local function drop(entry)
+  bytes = bytes - #entry[2][4]
+  redis.call('xdel', examples, entry[1])
+end
+while true do
+  local last = redis.call('xrevrange', examples, '+', '-', 'COUNT', 1)[1]
+  if not last or tonumber(last[2][2]) < step then break end
+  drop(last)
+end
+for i = 5, #ARGV do
+  redis.call('xadd', examples, '*', 'step', step, 'row', ARGV[i])
+  bytes = bytes + #ARGV[i]
+end
+while bytes > tonumber(ARGV[2]) or redis.call('xlen', examples) > tonumber(ARGV[3]) do
+  drop(redis.call('xrange', examples, '-', '+', 'COUNT', 1)[1])
+end
+redis.call('set', KEYS[3], bytes)
+return redis.call('xlen', examples)
+"""
+)
+
 # KEYS desired; ARGV text by at [instead_of] -> 1 changed, 0 wanted already, -1 another wish than instead_of is there
 WISH_LAG = (
     ALLOW_AT_MAXMEMORY

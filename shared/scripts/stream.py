@@ -1,6 +1,6 @@
 """Groups in the stream: appended under a lease, released from the credits, deleted once they are trained on."""
 
-from shared.scripts.parts import ALLOW_AT_MAXMEMORY, CHECK_EPOCH, OWN_ENTRY
+from shared.scripts.parts import ALLOW_AT_MAXMEMORY, CHECK_EPOCH, NOW, OWN_ENTRY
 
 # KEYS groups leases owners unapplied bytes appended attempts acknowledged latest drawing
 # ARGV server index group_id field payload known
@@ -25,6 +25,26 @@ redis.call('incrby', KEYS[5], #ARGV[5])
 redis.call('incr', KEYS[6])
 return {'stored', redis.call('hincrby', KEYS[8], ARGV[1], 1)}
 """
+
+# KEYS groups; ARGV consumer_group -> milliseconds since the oldest entry that was never read was appended; -1: none
+OLDEST = (
+    NOW
+    + """
+if redis.call('exists', KEYS[1]) == 0 then return -1 end
+for _, group in ipairs(redis.call('xinfo', 'groups', KEYS[1])) do
+  local read
+  for i = 1, #group, 2 do
+    if group[i] == 'name' and group[i + 1] ~= ARGV[1] then read = false end
+    if group[i] == 'last-delivered-id' and read ~= false then read = group[i + 1] end
+  end
+  if read then
+    local entry = redis.call('xrange', KEYS[1], '(' .. read, '+', 'COUNT', 1)[1]
+    return entry and math.max(0, now - tonumber(string.match(entry[1], '^%d+'))) or -1
+  end
+end
+return -1
+"""
+)
 
 # KEYS epoch unapplied; ARGV epoch index...
 RELEASE = (

@@ -145,8 +145,8 @@ def test_a_skipped_step_is_no_reason_for_more_credit(make_world: MakeWorld) -> N
     world.append(2)
     training.collect()
     training.train(training.intake.take(training.lineage))
-    [good] = training.records
-    training.records = [replace(good, skipped="non-finite loss"), good]
+    [good] = training.book.records
+    training.book.records = [replace(good, skipped="non-finite loss"), good]
     training.publish(learner.evaluations)
     latest = world.control.latest()
     assert latest is not None

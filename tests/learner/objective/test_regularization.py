@@ -126,7 +126,12 @@ def test_every_objective_takes_both_terms(name: str) -> None:
     torch.testing.assert_close(found.loss, expected, rtol=1e-10, atol=1e-12)
     assert torch.equal(found.weight, own.weight)
     assert torch.equal(found.cut, own.cut)
-    assert found.statistics.keys() == own.statistics.keys() | {"entropy", "ref_kl"}
+    added = {"entropy", "entropy_loss", "ref_kl", "kl_weight", "kl_loss"}
+    assert found.statistics.keys() == own.statistics.keys() | added
+    assert found.statistics["entropy_loss"].item() == pytest.approx(-0.2 * step.entropy.mean().item(), rel=1e-10)
+    before = {key: float(own.statistics.get(key, 0)) for key in ("kl_weight", "kl_loss")}
+    assert found.statistics["kl_weight"].item() == pytest.approx(before["kl_weight"] + 0.5, rel=1e-10)
+    assert found.statistics["kl_loss"].item() == pytest.approx(before["kl_loss"] + 0.5 * kl.mean().item(), rel=1e-10)
     assert found.statistics["ref_kl"].item() == pytest.approx(kl.mean().item(), rel=1e-10)
 
 
