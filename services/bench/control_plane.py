@@ -52,6 +52,7 @@ ROUTES = {
     "/v1/servers/{id}": "/v1/servers/r0500",
     "/v1/events": "/v1/events",
     "/v1/dead-letters": "/v1/dead-letters",
+    "/v1/groups": "/v1/groups",
     "/v1/lag": "/v1/lag",
     "/v1/admission": "/v1/admission",
     "/v1/objective": "/v1/objective",

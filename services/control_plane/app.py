@@ -23,6 +23,7 @@ from services.control_plane.access import tokens_of
 from services.control_plane.admission import add_admission
 from services.control_plane.counting import Counting
 from services.control_plane.events import add_events
+from services.control_plane.groups import add_groups
 from services.control_plane.guard import Guard
 from services.control_plane.lag import add_lag
 from services.control_plane.letters import add_letters
@@ -52,6 +53,7 @@ SUBJECTS = (
     add_servers,
     add_events,
     add_letters,
+    add_groups,
     add_runs,
     add_live,
 )

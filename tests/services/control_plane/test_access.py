@@ -39,7 +39,7 @@ def http(config: Config) -> Iterator[TestClient]:
 def ask(http: TestClient, method: str, path: str, authorization: str) -> int:
     headers = {"authorization": authorization} if authorization else {}
     body = (0 if path == "/v1/lag" else {}) if method == "PUT" else None
-    asked = path.replace("{letter_id}", "1-1") + NEEDED.get(path, "")
+    asked = path.replace("{letter_id}", "1-1").replace("{step}", "1") + NEEDED.get(path, "")
     return http.request(method, asked, headers=headers, json=body).status_code
 
 
@@ -66,6 +66,8 @@ WHO_MAY = [
     ("PUT", "/v1/lag", 401, 403, 200),
     ("DELETE", "/v1/lag", 401, 403, 200),
     ("GET", "/v1/runs", 401, 200, 200),
+    ("GET", "/v1/groups", 401, 200, 200),
+    ("GET", "/v1/groups/{step}/{group_id}", 401, 200, 200),
     ("GET", "/v1/admission", 401, 200, 200),
     ("PUT", "/v1/admission", 401, 403, 200),
     ("DELETE", "/v1/admission", 401, 403, 200),
@@ -93,11 +95,13 @@ def test_every_route_asks_for_its_role(
     http: TestClient, client: Client, keys: Keys, method: str, path: str, nobody: int, reader: int, operator: int
 ) -> None:
     control = ControlState(client, keys)
-    control.announce(control.take_epoch(), Latest(0, -1, 0), 0, [])
+    epoch = control.take_epoch()
+    control.announce(epoch, Latest(0, -1, 0), 0, [])
     control.beat("rollout:{server_id}", {"kind": "rollout", "draining": True}, 30)
     Wishes(client, keys).drain("{server_id}", "operator", True)
     taken = {"name": "p3o", "learning_rate_factor": 1.0, "knobs": [], "since_step": 0, "refused": ""}
     control.beat("learner", {"kind": "learner", "objective": taken}, 30)
+    control.add_examples(1, [{"group_id": "{group_id}"}], epoch, 1000)
     client.xadd(keys.dead_letters, {"reason": "undecodable"}, "1-1")
     http.follow_redirects = False
     found = [ask(http, method, path, who) for who in (NOBODY, WRONG, READER, OPERATOR)]

@@ -45,6 +45,8 @@ ROUTES = {
     "/v1/dead-letters/{letter_id}": "get",
     "/v1/dead-letters/{letter_id}/requeue": "post",
     "/v1/runs": "get",
+    "/v1/groups": "get",
+    "/v1/groups/{step}/{group_id}": "get",
     "/v1/pause": "post",
     "/v1/resume": "post",
 }

@@ -230,3 +230,16 @@ def test_other_runs_in_the_same_redis_can_be_looked_at(
     assert (status["run_id"], status["steps_total"], status["last"]["step"]) == (other.run_id, 77, 3)
     assert http.get(f"/v1/history?run={other.run_id}").json()["steps"][0]["step"] == 3
     assert http.post(f"/v1/pause?run={other.run_id}").status_code == 422, "only its own run can be changed"
+
+
+def test_the_groups_behind_a_step(http: TestClient, control: ControlState) -> None:
+    epoch = control.take_epoch()
+    for number in (1, 2):
+        rows = [{"step": number, "group_id": f"run:{n}", "why": ["largest weight share"]} for n in range(2)]
+        control.add_examples(number, rows, epoch, 10_000)
+    assert [group["step"] for group in http.get("/v1/groups").json()["groups"]] == [2, 2, 1, 1]
+    assert len(http.get("/v1/groups?last=1").json()["groups"]) == 1
+    assert {group["step"] for group in http.get("/v1/groups?step=1").json()["groups"]} == {1}
+    assert http.get("/v1/groups/1/run:1").json()["group_id"] == "run:1"
+    missing = http.get("/v1/groups/3/run:1")
+    assert (missing.status_code, "/v1/groups lists" in missing.json()["detail"]) == (404, True)
