@@ -86,7 +86,7 @@ def test_the_dial_of_one_server_turns_its_lag(stack: Stack, open_page: Callable[
 
 def test_a_click_on_a_chart_opens_the_groups_behind_its_step(stack: Stack, open_page: Callable[..., Page]) -> None:
     number = train(stack)
-    stack.control.add_examples(number, run.examples(number), 0, 2**20)
+    stack.control.add_examples(number, run.examples(number), 1, 2**20)
     page = live(stack, open_page)
     page.locator("#chart-ess .plot").focus()
     page.keyboard.press("End")
@@ -177,7 +177,7 @@ def test_axe_finds_nothing_serious(stack: Stack, open_page: Callable[..., Page],
     from axe_playwright_python.sync_playwright import Axe
 
     number = train(stack)
-    stack.control.add_examples(number, run.examples(number), 0, 2**20)
+    stack.control.add_examples(number, run.examples(number), 1, 2**20)
     page = live(stack, open_page, color_scheme=scheme)
     for dialog in (False, True):
         if dialog:
