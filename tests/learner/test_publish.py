@@ -140,7 +140,9 @@ def test_a_publish_that_fails_leaves_nothing_behind_and_may_be_tried_again(
 ) -> None:
     publisher = world.learner().training.parts.publisher
     with monkeypatch.context() as patch:
-        patch.setattr(world.store.__class__, "commit", lambda *_: (_ for _ in ()).throw(StoreError("no space left")))
+        patch.setattr(
+            world.store.__class__, "commit", lambda *_, **__: (_ for _ in ()).throw(StoreError("no space left"))
+        )
         with pytest.raises(StoreError, match="no space left"):
             publisher.write(1, 0, 1)
     publisher.write(1, 0, 1)
