@@ -96,14 +96,18 @@ class Parted:
         key_of, name_of = self._of_groups(labels)
         found = self._by(key_of, name_of)
         where = key_of.cpu().numpy()
+        trajectories, batch = self._batch.drawn, self._batch
+        arm = np.array(labels)[batch.group_of.numpy()[batch.own]]
+        rewards, lengths = (
+            np.array(values) for values in zip(*((t.reward, t.length) for t in trajectories), strict=True)
+        )
         for key, name in enumerate(sorted(found)):
-            groups = [group for group, label in zip(self._batch.groups, labels, strict=True) if label == name]
-            trajectories = [t for group in groups for t in group.own]
+            mine = arm == name
             found[name] |= {
-                "groups": len(groups),
-                "trajectories": len(trajectories),
-                "reward_mean": float(np.mean([t.reward for t in trajectories])),
-                "length_mean": float(np.mean([t.length for t in trajectories])),
+                "groups": labels.count(name),
+                "trajectories": int(mine.sum()),
+                "reward_mean": float(rewards[mine].mean()),
+                "length_mean": float(lengths[mine].mean()),
                 "staleness_mean": float(staleness[where == key].mean()),
             }
         return found

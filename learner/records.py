@@ -45,7 +45,7 @@ def step_record(
     split: Split | None = None,
 ) -> StepRecord:
     """The record of one step; what publishing took is filled in later."""
-    trajectories = [t for group in batch.groups for t in group.own]
+    trajectories = batch.drawn
     lengths = np.array([t.length for t in trajectories])
     of_all = asdict(outcome.statistics.summary())
     return StepRecord(
