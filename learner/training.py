@@ -26,7 +26,7 @@ from learner.minibatches import Minibatch, next_steps, split
 from learner.pace import Clock
 from learner.parts import Parts
 from learner.records import step_record
-from learner.screening import Rules, length_and_reward
+from learner.screening import Rules
 from learner.split import Splitter
 from learner.staleness import parts_of_staleness
 from learner.startup import Begin, config_row
@@ -182,7 +182,7 @@ class Training:
             return
         parts.metrics.count_staleness(staleness.total, asdict(staleness))
         if last_pass:
-            parts.metrics.count_trained(map(length_and_reward, batch.groups))
+            parts.metrics.count_trained(batch.means)
         self._skipped_in_a_row = 0
         self._steps_unpublished += 1
         for held in minibatch.held if last_pass else ():
