@@ -190,8 +190,8 @@ def _check(name: str) -> None:
 def _line(line: Line) -> dict[str, Any]:
     cells = line.cells
     n = DIGITS[line.tier]
-    columns = (line.at, line.step, cells.mean, cells.low, cells.high, cells.count.astype(int))
-    values = zip(*(part if isinstance(part, list) else part.tolist() for part in columns), strict=True)
+    numbers = (part.tolist() for part in (cells.mean, cells.low, cells.high, cells.count.astype(int)))
+    values = zip(line.at, line.step, *numbers, strict=True)
     points = [
         {"at": at, "step": step, "mean": _short(mean, 9), "min": _short(low, n), "max": _short(high, n), "count": count}
         for at, step, mean, low, high, count in values

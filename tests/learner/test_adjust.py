@@ -7,6 +7,7 @@ import pytest
 from learner.loop import Learner
 from shared.budgets import Budgets
 from shared.letters import letters
+from shared.series import TIERS, Series
 from shared.wishes import OBJECTIVE, Wishes
 from tests.learner.conftest import MakeWorld
 from tests.learner.test_requeue import bury
@@ -115,3 +116,19 @@ def test_a_letter_that_somebody_wants_back_goes_back_once(make_world: MakeWorld)
     assert set(said(world)) == {f"dead letter {letter.id}: requeued", "dead letter 1-1: there is no such dead letter"}
     asked = [event["by"] for event in world.control.events() if event["text"].endswith("back into the stream")]
     assert asked == ["ann", "ann"]
+
+
+def test_steps_that_a_restore_does_again_are_in_redis_once(make_world: MakeWorld) -> None:
+    world = make_world("learner.groups_per_batch=4", "learner.checkpoint_every=2")
+    learner = world.learner()
+    for _ in range(5):
+        train(world, learner)
+    learner = world.learner()  # of the checkpoint of step 4
+    assert [row["step"] for row in world.control.history()] == [1, 2, 3, 4]
+    for _ in range(2):
+        train(world, learner)
+    assert [row["step"] for row in world.control.history()] == [1, 2, 3, 4, 5, 6]
+    series = Series(world.client, world.keys.series)
+    assert series.read("steps", ["step"], [])["step"].mean.tolist() == [1, 2, 3, 4, 5, 6]
+    for tier in TIERS:
+        assert sum(series.read(tier, ["step"], series.blocks(tier))["step"].count) == 6
