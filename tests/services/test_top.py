@@ -30,7 +30,7 @@ def control(client: Client, keys: Keys) -> ControlState:
     control.beat("learner", {"kind": "learner", "state": "waiting for groups"}, 30)
     control.beat("rollout:r0", {"kind": "rollout", "state": "generating", "floor_token_ess": 0.9991}, 30)
     for number in (1, 2, 3):
-        control.add_history(step(number, token_ess=0.93, staleness_max=4))
+        control.add_history(step(number, token_ess=0.93, staleness_max=4, floor_token_ess=0.9991))
     return control
 
 

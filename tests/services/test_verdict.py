@@ -11,8 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.verdict import Verdict, figure, lost_by, verdict
-from tests.services.rows import step
+from tests.services.rows import Row, step
 from tests.services.run_status import LEARNER, ROLLOUT, status
+
+
+def plain(**changes: Any) -> Row:
+    """A step without a floor of its own."""
+    return step(1, **{"floor_token_ess": None, "floor_mean_nats": None, "by_server": {}, **changes})
+
 
 VERDICTS = [
     ({"phase": "finished", "reason": "done"}, "good", "The run is finished: done."),
@@ -29,11 +35,11 @@ VERDICTS = [
         "warn",
         "rollout:r1 sent no",
     ),
-    ({"last": step(1, skipped="non-finite loss")}, "bad", "not trained on: non-finite loss"),
+    ({"last": plain(skipped="non-finite loss")}, "bad", "not trained on: non-finite loss"),
     ({"last": {"step": 1}}, "warn", "Training, but the newest step carries no token_ess."),
-    ({"last": step(1, token_ess=0.3)}, "bad", "Do not lean on this data: ESS .30."),
-    ({"last": step(1, token_ess=0.8)}, "warn", "With care: ESS .80."),
-    ({"last": step(1, token_ess=0.93, staleness_max=4)}, "good", "Trusted: ESS .93; staleness 4."),
+    ({"last": plain(token_ess=0.3)}, "bad", "Do not lean on this data: ESS .30."),
+    ({"last": plain(token_ess=0.8)}, "warn", "With care: ESS .80."),
+    ({"last": plain(token_ess=0.93, staleness_max=4)}, "good", "Trusted: ESS .93; staleness 4."),
 ]
 
 
@@ -45,8 +51,7 @@ def test_it_says_the_most_important_thing(changes: dict[str, Any], level: str, w
 
 
 def judged(floor: float | None = None, **changes: Any) -> Verdict:
-    row = step(1, **changes) | ({} if floor is None else {"floor_token_ess": floor, "floor_mean_nats": 0.02})
-    return verdict(status(last=row))
+    return verdict(status(last=plain(floor_token_ess=floor, floor_mean_nats=floor and 0.02, **changes)))
 
 
 def test_with_a_floor_it_is_said_beside_the_ess() -> None:
@@ -96,7 +101,7 @@ def test_without_staleness_0_the_floor_is_what_the_worst_living_server_proved() 
         replace(ROLLOUT, component=f"rollout:r{i}", values={"floor_token_ess": e}) for i, e in enumerate((1, 0.98))
     ]
     gone = replace(ROLLOUT, component="rollout:r9", alive=False, values={"floor_token_ess": 0.1})
-    assert verdict(status(members=(LEARNER, *servers, gone))).parts["floor"].numbers["token_ess"] == 0.98
+    assert verdict(status(last=plain(), members=(LEARNER, *servers, gone))).parts["floor"].numbers["token_ess"] == 0.98
 
 
 def test_concentration_names_its_bucket_and_its_server() -> None:
@@ -108,7 +113,7 @@ def test_concentration_names_its_bucket_and_its_server() -> None:
     )
     assert found.level == "bad"
     assert found.sentence == "Ratios concentrate: 1 % of the tokens carry 61 % of the weight, mostly staleness 16+."
-    row = step(1, top_1_percent_mass=0.2) | {"by_server": {"r1": part, "r3": {"tokens": 5, "token_ess": 0.2}}}
+    row = plain(top_1_percent_mass=0.2, by_server={"r1": part, "r3": {"tokens": 5, "token_ess": 0.2}})
     found = verdict(status(last=row))
     assert (found.level, found.parts["concentration"].numbers["mostly"]) == ("warn", "server r3")
 
