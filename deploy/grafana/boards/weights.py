@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.grafana.panels import Board, mean, panel, quantiles
+from deploy.grafana.panels import Board, Query, mean, panel, quantiles
 
 BOARD = Board(
     "trustbatch-weights",
@@ -27,10 +27,7 @@ BOARD = Board(
                         mean("trustbatch_publish_seconds"),
                         "publish",
                     ),
-                    (
-                        mean("trustbatch_patch_encode_seconds"),
-                        "patch",
-                    ),
+                    Query(mean("trustbatch_patch_encode_seconds"), "patch", "the store keeps patches"),
                 ),
                 panel(
                     "Written to the store",
