@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from shared.redis_client import memory
+from shared.stream import backlog
 from tests.chaos.processes import kill
 from tests.deploy.alerts.forger import claiming, garbage, good
 from tests.deploy.alerts.run import SERVERS, MonitoredRun
+from tests.deploy.monitoring import until
 
 Cause = Callable[[MonitoredRun], AbstractContextManager[None]]
 
@@ -34,16 +36,20 @@ def _full_redis(run: MonitoredRun) -> Iterator[None]:
 
 def _trimmed(run: MonitoredRun) -> Iterator[None]:
     with run.stopped("learner"):
-        run.forger.append(good)
+        full = run.config.learner.groups_per_batch * 4
+        until("groups that wait", 30, lambda: backlog(run.client, run.keys).unapplied > full)
         run.client.xtrim(run.keys.groups, maxlen=0, approximate=False)
     yield
 
 
 def _filled(run: MonitoredRun) -> Iterator[None]:
-    with run.stopped("learner"):
-        for _ in range(16):
-            run.forger.append(lambda group: garbage(group) + bytes(62 * 2**10))
-        yield
+    with run.stopped("r0"), run.stopped("r1"):
+        few = run.config.learner.groups_per_batch
+        until("an empty stream", 30, lambda: backlog(run.client, run.keys).unapplied < few)
+        with run.stopped("learner"):
+            for _ in range(16):
+                until("a prompt", 30, lambda: run.forger.append(lambda group: garbage(group) + bytes(62 * 2**10)))
+            yield
 
 
 def _killed(run: MonitoredRun) -> Iterator[None]:
@@ -89,7 +95,7 @@ FAULTS = (
     Fault(
         "log-probs whose ratio has no finite gradient",
         ("TrustbatchStepsSkipped",),
-        lambda run: _once(run, claiming(-3e38)),
+        lambda run: _once(run, claiming(-5000.0)),
     ),
     Fault(
         "a server whose engine has other weights than were published",
@@ -124,7 +130,7 @@ FAULTS = (
     Fault(
         "a learner that can take no finite step any more",
         ("TrustbatchRunFailed",),
-        lambda run: run.forger.at_work(claiming(-3e38)),
+        lambda run: run.forger.at_work(claiming(-5000.0)),
         ends_the_run=True,
     ),
 )
@@ -132,7 +138,7 @@ FAULTS = (
 
 @contextmanager
 def _once(run: MonitoredRun, forge: Callable[..., bytes]) -> Iterator[None]:
-    run.forger.append(forge)
+    until("a prompt to forge a group for", 10, lambda: run.forger.append(forge))
     yield
 
 

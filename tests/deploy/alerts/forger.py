@@ -39,16 +39,18 @@ class Forger:
         self._control = ControlState(client, keys)
         self._config, self._server_id = config, server_id
 
-    def append(self, forge: Forge, older: int = 0, tokens: int | None = None) -> None:
-        """One group, as if drawn by a version so much older than the latest."""
+    def append(self, forge: Forge, older: int = 0, tokens: int | None = None) -> bool:
+        """One group, as if drawn by a version so much older than the latest; False where it got no prompt."""
         latest = self._control.latest()
         assert latest is not None
-        for index in self._admission.lease(1, latest.policy_version).indices:
+        indices = self._admission.lease(1, latest.policy_version).indices
+        for index in indices:
             rollout = self._config.rollout
             shape = Shape(rollout.group_size, tokens or rollout.sampling.max_tokens)
             version = max(0, latest.policy_version - older)
             group = make_group(self._config.run.id, index, version, self._server_id, shape, time.time())
             self._writer.append(index, group.group_id, forge(group))
+        return bool(indices)
 
     @contextmanager
     def at_work(self, forge: Forge, older: int = 0, tokens: int | None = None) -> Iterator[None]:
