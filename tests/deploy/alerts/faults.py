@@ -84,7 +84,7 @@ FAULTS = (
     ),
     Fault(
         "impossible log-probs in completions of one token",
-        ("TrustbatchDropsBiased",),
+        ("TrustbatchDropsBiased", "TrustbatchDeadLetters"),
         lambda run: run.forger.at_work(claiming(1.0), tokens=1),
     ),
     Fault(
