@@ -27,6 +27,8 @@ from learner.startup import (
     take_epoch,
 )
 from learner.step import make_optimizer
+from learner.trackers.base import place_of
+from learner.trackers.follower import Follower
 from learner.training import Parts, Training
 from learner.transfer.publisher import WirePublisher
 from learner.transfer.start import connect_wire
@@ -43,6 +45,8 @@ from shared.store import open_store
 from shared.stream import Backlog, GroupReader, backlog
 
 PAUSE_POLL_S = 0.2
+TRACKER_END_S = 30.0  # at the end of a run
+TRACKER_STOP_S = 2.0  # when told to stop; what it did not take comes with the next start
 LONGEST_PROBE = 32  # tokens
 
 
@@ -81,9 +85,10 @@ class Learner:
             epoch=0,
         )
         self._refusals = Refusals(self.control, log)
-        self._patiently = Patience(self._reopen, self.heartbeat.set_state, stop, log)
+        self._patiently = Patience(self._reopen, self.heartbeat.set_state, stop, log, metrics.redis)
         self._phase: tuple[Phase, str] | None = None
         self._epoch = 0  # none yet
+        self._place = place_of(config)  # refused before anything is loaded
         self._idle: Deadline | None = None
 
     def run(self) -> None:
@@ -155,6 +160,9 @@ class Learner:
         if checkpoint is not None:
             report_changes(checkpoint.state.config, config, self.log)
             self.log.info("restored", checkpoint=checkpoint.name, step=begin.step, abandoned_steps=abandoned)
+        tracking = Follower(self._place, config.run.folder, self.metrics, self.log) if self._place else None
+        if tracking is not None:
+            tracking.follow(begin.step)
         longest = min(LONGEST_PROBE, getattr(config.rollout.engine, "max_model_len", LONGEST_PROBE))
         kind = WirePublisher if config.store.transfer.kind != "files" else Publisher
         publisher = kind(store, self.control, reader, epoch, policy, longest, config.store, self.metrics)
@@ -178,6 +186,7 @@ class Learner:
                 self.heartbeat,
                 self.metrics,
                 self.log,
+                tracking,
             ),
             begin,
         )
@@ -306,6 +315,7 @@ class Learner:
         say, serve = self.heartbeat.set_state, self._answer_wish_for_files
         missing = await_evaluation(self.evaluations, lineage, deadline, self._stop, say, serve)
         if not self._stop:
+            self._end_tracking(TRACKER_END_S)
             self._tell_phase("finished", f"{reason}; {missing}" if missing else reason)
             self.heartbeat.set_state("finished")
             self.log.info("finished", reason=reason, missing=missing, step=self.training.step)
@@ -314,6 +324,7 @@ class Learner:
         """An orderly stop: what was trained is published and saved, and the next start goes on from there."""
         self.heartbeat.set_state("stopping")
         self._save_all()
+        self._end_tracking(TRACKER_STOP_S)
         self._tell_phase("stopped", self._stop.reason)
         self.log.info("stopped", reason=self._stop.reason, step=self.training.step)
 
@@ -325,6 +336,12 @@ class Learner:
         if training.unsaved:
             training.write_checkpoint()
             training.delete_finished()
+
+    def _end_tracking(self, deadline_s: float) -> None:
+        tracking = self.training.parts.tracking
+        if tracking is not None:
+            self.heartbeat.set_state("handing the last steps to the tracker")
+            tracking.close(deadline_s)
 
     def _is_fenced(self) -> bool:
         """True if another learner has the run: what failed here may be its doing."""

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from shared.errors import AccessError, DataLossError, DeadlineError, OutOfMemoryError, StreamError
 from shared.log import Logger
+from shared.metrics.made import RedisCounters
 from shared.process import Deadline, StopFlag
 
 OUTAGE_S = 60.0
@@ -25,12 +26,14 @@ class Patience:
         say: Callable[[str], None],
         stop: StopFlag,
         log: Logger,
+        counters: RedisCounters,
         outage_s: float = OUTAGE_S,
     ) -> None:
         self._reopen = reopen
         self._say = say
         self._stop = stop
         self._log = log
+        self._counters = counters
         self._outage_s = outage_s
 
     def __call__(self, purpose: str, command: Callable[[], T]) -> T:
@@ -56,12 +59,14 @@ class Patience:
             try:
                 command()
             except OutOfMemoryError as error:
+                self._counters.left_out.inc()
                 self._log.warning("not told: Redis is at maxmemory", purpose=purpose, error=str(error))
 
         self(purpose, unless_full)
 
     def _again(self, purpose: str, command: Callable[[], T], error: StreamError) -> T:
         deadline = Deadline(f"Redis, to {purpose}", self._outage_s)
+        self._counters.outages.inc()
         said = "redis has lost data" if isinstance(error, DataLossError) else "redis is away"
         self._log.warning(said, purpose=purpose, error=str(error))
         while not self._stop:
@@ -69,6 +74,7 @@ class Patience:
             if deadline.remaining == 0.0:
                 raise DeadlineError(f"waited {self._outage_s:g} s for Redis, to {purpose}; last error: {error}")
             time.sleep(min(RETRY_S, deadline.remaining))
+            self._counters.retries.inc()
             try:
                 self._reopen()
                 return command()

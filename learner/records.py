@@ -91,9 +91,9 @@ def step_record(
     )
 
 
-def _of_staleness(parts: StalenessParts) -> dict[str, float]:
+def _of_staleness(parts: StalenessParts) -> dict[str, Any]:
     named = {"staleness": parts.total, **vars(parts)}
-    found = {f"{name}_mean": float(values.mean()) for name, values in named.items()}
+    found: dict[str, Any] = {f"{name}_mean": float(values.mean()) for name, values in named.items()}
     return found | {f"{name}_max": int(values.max()) for name, values in named.items()}
 
 

@@ -40,6 +40,7 @@ from learner.split import Splitter
 from learner.staleness import parts_of_staleness
 from learner.startup import Begin, config_row
 from learner.step import take_step
+from learner.trackers.follower import Follower
 from shared.config import Config
 from shared.config.lag import from_wish
 from shared.control import LEARNER, ControlState, Latest
@@ -71,6 +72,7 @@ class Parts:
     heartbeat: Heartbeat
     metrics: LearnerMetrics
     log: Logger
+    tracking: Follower | None = None
 
 
 class Training:
@@ -396,6 +398,8 @@ class Training:
         self.ledger.checkpointed()
         self._batches_unsaved = 0
         parts.metrics.checkpoints.inc()
+        if parts.tracking is not None:
+            parts.tracking.follow(self.step)
         parts.log.info("checkpoint", name=name, policy_version=self.lineage.latest)
 
     def delete_finished(self) -> None:

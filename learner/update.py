@@ -34,14 +34,15 @@ def _moments(state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    return tensor.detach().reshape(-1).split(PIECE)
+    pieces: tuple[Tensor, ...] = tensor.detach().reshape(-1).split(PIECE)
+    return pieces
 
 
 def _change(group: dict[str, Any], steps: Tensor, now: Tensor, mean: Tensor, square: Tensor) -> Tensor:
     """Minus the change of these weights; `steps` is [], float64."""
     rate, decay, eps, (beta_1, beta_2) = group["lr"], group["weight_decay"], group["eps"], group["betas"]
-    moved = mean / (1 - beta_1**steps) / ((square / (1 - beta_2**steps)).sqrt() + eps)
-    if not decay:
-        return rate * moved
-    before = (now + rate * moved) / (1 - rate * decay)
-    return rate * (moved + decay * before)
+    moved: Tensor = mean / (1 - beta_1**steps) / ((square / (1 - beta_2**steps)).sqrt() + eps)
+    if decay:
+        moved = moved + decay * (now + rate * moved) / (1 - rate * decay)
+    change: Tensor = rate * moved
+    return change

@@ -50,6 +50,7 @@ class Appender:
         group_id = group_id_for(self._parts.config.run.id, prompt_index)
         self._parts.log.warning("a group failed", group_id=group_id, attempt=failed, reason=reason, error=str(error))
         if failed < MAX_ATTEMPTS:
+            self._parts.metrics.groups_retried.labels(reason).inc()
             await self._parts.patience(
                 "give a prompt back", lambda: self._parts.admission.give_back([prompt_index], failed=True)
             )
@@ -65,6 +66,8 @@ class Appender:
         def attempt() -> Appended:
             nonlocal sent
             sent += 1
+            if sent > 1:
+                self._parts.metrics.appends_resent.inc()
             return send()
 
         deadline = Deadline("room in Redis, which is at maxmemory", self._parts.config.learner.idle_deadline_s)

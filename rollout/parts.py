@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rollout.busy import Busy
 from rollout.patience import Patience
 from rollout.status import Status
 from shared.admission import Admission, Credit
@@ -32,6 +33,7 @@ class Parts:
     log: Logger
     patience: Patience
     transfers: Transfers
+    busy: Busy
     stages: dict[str, float] = field(default_factory=dict)  # what the parts of the newest sync took, seconds
 
     @classmethod
@@ -58,8 +60,9 @@ class Parts:
             status=status,
             metrics=metrics,
             log=log,
-            patience=Patience(status, log),
+            patience=Patience(status, log, metrics.redis),
             transfers=Transfers(client, keys),
+            busy=Busy(metrics),
         )
 
     async def record(self, kind: str, text: str) -> None:
@@ -67,4 +70,5 @@ class Parts:
         try:
             await self.patience("record an event", lambda: self.control.add_event(kind, text, self.server_id))
         except OutOfMemoryError as error:
+            self.metrics.redis.left_out.inc()
             self.log.warning("an event is left out", event_kind=kind, text=text, error=str(error))

@@ -10,6 +10,7 @@ from typing import TypeVar
 from rollout.status import Status
 from shared.errors import AccessError, OutOfMemoryError, StreamError
 from shared.log import Logger
+from shared.metrics.made import RedisCounters
 
 T = TypeVar("T")
 OUTAGE_S = 60.0
@@ -19,9 +20,10 @@ RETRY_S = 0.5
 class Patience:
     """Runs calls that are safe to repeat."""
 
-    def __init__(self, status: Status, log: Logger, outage_s: float = OUTAGE_S) -> None:
+    def __init__(self, status: Status, log: Logger, counters: RedisCounters, outage_s: float = OUTAGE_S) -> None:
         self._status = status
         self._log = log
+        self._counters = counters
         self._outage_s = outage_s
 
     async def __call__(self, what: str, call: Callable[[], T]) -> T:
@@ -43,6 +45,7 @@ class Patience:
                 now = time.monotonic()
                 if first_failure is None:
                     first_failure = now
+                    self._counters.outages.inc()
                     self._log.warning("Redis does not answer", waits_to=what, error=str(error))
                 if now - first_failure > self._outage_s:
                     raise StreamError(f"waited {self._outage_s:g} s for Redis to {what}: {error}") from error
@@ -53,3 +56,4 @@ class Patience:
                 return result
             self._status.say("redis", f"waiting for Redis to {what}")
             await asyncio.sleep(RETRY_S)
+            self._counters.retries.inc()

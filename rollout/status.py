@@ -44,6 +44,7 @@ class Status:
             arm="",
             lag_served=None,
             in_flight=0,
+            busy_share=0.0,
             groups=0,
             tokens=0,
             proof_max_nats=None,
@@ -107,9 +108,9 @@ class Status:
         """The lag that is asked for, its arm, and how far what is served is behind the latest; None: no ancestor."""
         self.heartbeat.update(lag=asked, arm=arm, lag_served=served)
 
-    def in_flight(self, groups: int) -> None:
-        """How many groups are being generated."""
-        self.heartbeat.update(in_flight=groups)
+    def in_flight(self, groups: int, busy_share: float) -> None:
+        """How many groups are being generated, and for what share of the last minute any were."""
+        self.heartbeat.update(in_flight=groups, busy_share=round(busy_share, 3))
 
     def appended(self, tokens: int) -> None:
         """One more group is in the stream."""

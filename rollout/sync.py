@@ -233,6 +233,7 @@ class Syncer:
 
     def _paused(self, seconds: float) -> None:
         self._parts.stages["pause_s"] = round(seconds, 4)
+        self._parts.busy.stood_still(seconds)
         self._parts.metrics.pause_seconds.observe(seconds)
         self._parts.status.paused(seconds)
 

@@ -1,8 +1,9 @@
-"""A histogram of versions that takes a step's millions of tokens at once."""
+"""Histograms that take a step's millions of tokens at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client.core import HistogramMetricFamily
 
@@ -12,6 +13,25 @@ _NATS = tuple(part / 1024 for part in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 
 _NATS = (*_NATS, 1.5, 2.0, 4.0)
 LOG_RATIO_EDGES = (*(-edge for edge in reversed(_NATS)), *_NATS)
 """Between the 41 bins of a step's log ratios, nats: powers of two and one and a half of them, finer near 0."""
+
+
+class CountedHistogram:
+    """A histogram whose counts come already sorted into its bins. Where a bound is negative it has no sum."""
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._text = text
+        self._bounds = [str(float(bound)) for bound in bounds] + ["+Inf"]
+        self._counts = [0] * len(self._bounds)  # replaced whole: a scrape reads in another thread
+
+    def observe(self, counts: Sequence[int]) -> None:
+        """Adds so many values in each bin."""
+        self._counts = [before + more for before, more in zip(self._counts, counts, strict=True)]
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """What prometheus_client asks for at every scrape."""
+        buckets = list(zip(self._bounds, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=None)
 
 
 class VersionsHistogram:

@@ -129,17 +129,17 @@ def server_version(client: Client) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Memory:
-    """What Redis holds, bytes."""
+    """Bytes of a Redis."""
 
     used: int
     limit: int  # maxmemory; 0: none
 
 
-def memory(client: Client) -> Memory:
-    """The server's memory. Raises StreamError."""
+def memory_of(client: Client) -> Memory:
+    """What the server uses, and what it may. Raises StreamError."""
     with translated():
-        said = client.info("memory")
-    return Memory(int(said["used_memory"]), int(said["maxmemory"]))
+        info = client.info("memory")
+    return Memory(int(info["used_memory"]), int(info["maxmemory"]))
 
 
 class Script:

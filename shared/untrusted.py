@@ -38,6 +38,7 @@ _NUMBERS = (
     "pause_median_s",
     "pause_p99_s",
     "refused_nats",
+    "busy_share",
 )
 
 T = TypeVar("T")

@@ -23,6 +23,11 @@ def objectives(
     become("learner.objectives", *(["--figure", str(figure)] if figure is not None else []))
 
 
+def metrics() -> None:
+    """List every metric of every process, with unit, labels and meaning."""
+    become("shared.metrics")
+
+
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) -> None:
     """Summarize and plot a run.
 

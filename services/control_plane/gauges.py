@@ -13,7 +13,7 @@ from services.status import RunStatus, read_status
 from shared.config import Config
 from shared.control import Phase
 from shared.errors import StreamError
-from shared.redis_client import Memory, memory
+from shared.redis_client import Memory, memory_of
 
 KINDS = ("learner", "rollout", "control-plane")
 STATE = (  # of ControlPlaneMetrics, what has no label and is unknown without Redis
@@ -36,7 +36,7 @@ def set_gauges(here: Resources) -> None:
     gauges.stream_limit.set(here.config.admission.max_bytes)
     try:
         status = read_status(here.client, here.keys, events=1)
-        steps, held = here.control.history(last=autoscale.STEPS), memory(here.client)
+        steps, held = here.control.history(last=autoscale.STEPS), memory_of(here.client)
     except StreamError:
         gauges.redis_up.set(0)
         for gauge in (

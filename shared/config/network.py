@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ByteSize, Field, SecretStr, model_validator
 from shared.config.access import check_token
 from shared.config.credentials import without_credentials
 from shared.config.section import Seconds, Section
+from shared.config.tracker import TrackerConfig
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -86,6 +87,8 @@ class MetricsConfig(Section):
     host: str = "127.0.0.1"
     port: Port = 0
     """0 takes a free port; it is shown by the control plane. /livez and /readyz answer there too."""
+    tracker: TrackerConfig = TrackerConfig()
+    """TensorBoard, Weights & Biases, MLflow or trackio beside Prometheus: one line, `tracker: {kind: tensorboard}`."""
     stalled_after_s: Seconds = Field(900.0, ge=30)
     """Longest silence, or the same piece of work, of a process that /livez still calls live. Waits end by deadlines
     of their own and do not count."""

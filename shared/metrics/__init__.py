@@ -6,6 +6,7 @@ rollout.py         what a rollout server sets
 control_plane.py   what the control plane sets
 made.py            from the table to a registry
 endpoint.py        the address to scrape
+page.py            the tables of deploy/docs/metrics.md
 
 Each process has a registry of its own. A number on the dashboard leads to the table, and from there, by its name, to
 the one function that sets it.

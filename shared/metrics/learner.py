@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client import Gauge
 
+from shared.histogram import LOG_RATIO_EDGES
 from shared.metrics.made import Made, set_parts
 from shared.metrics.table import LEARNER
 from shared.records import Dropped, StepRecord
@@ -35,6 +36,7 @@ class LearnerMetrics:
         self.arm_groups = made.counter("arm_groups")
         self.staleness = made.versions("staleness_versions")
         self.staleness_parts = made.versions("staleness_part_versions")
+        self.log_ratio = made.counted("log_ratio_nats", LOG_RATIO_EDGES)
         self.groups_applied = made.counter("groups_applied")
         self.groups_dropped = made.counter("groups_dropped")
         self.groups_dead_lettered = made.counter("groups_dead_lettered")
@@ -62,9 +64,7 @@ class LearnerMetrics:
         self.backlog_bytes = made.gauge("backlog_bytes")
         self.backlog_oldest = made.gauge("backlog_oldest_seconds")
         self.backlog_drain = made.gauge("backlog_drain_seconds")
-        self.redis_outages = made.counter("redis_outages")
-        self.redis_retries = made.counter("redis_retries")
-        self.redis_left_out = made.counter("redis_left_out")
+        self.redis = made.of_redis()
         self.tracker_rows = made.counter("tracker_rows")
         self.tracker_failures = made.counter("tracker_failures")
 
@@ -115,6 +115,7 @@ class LearnerMetrics:
             if value is not None:
                 gauge.set(value)
         self._observe_parts(record)
+        self.log_ratio.observe(record.log_ratio_counts)
         for arm, part in record.by_arm.items():
             self.arm_groups.labels(arm).inc(part["groups"])
         if record.skipped:

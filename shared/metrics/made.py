@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from shared.histogram import VersionsHistogram
+from shared.histogram import CountedHistogram, VersionsHistogram
 from shared.metrics.table import PREFIX, Metric
+
+
+@dataclass(frozen=True)
+class RedisCounters:
+    """What a process counts of its Redis."""
+
+    outages: Counter
+    retries: Counter
+    left_out: Counter
 
 
 class Made:
@@ -36,12 +46,23 @@ class Made:
         metric = self._of("histogram", name)
         return Histogram(PREFIX + name, metric.text, metric.labels, registry=self.registry, buckets=metric.buckets)
 
+    def counted(self, name: str, bounds: Sequence[float]) -> CountedHistogram:
+        """The histogram of this name, of many tokens at once, between these bounds."""
+        metric = self._of("histogram", name)
+        made = CountedHistogram(PREFIX + name, metric.text, bounds)
+        self.registry.register(made)
+        return made
+
     def versions(self, name: str) -> VersionsHistogram:
         """The histogram of this name, of many tokens' versions at once."""
         metric = self._of("histogram", name)
         made = VersionsHistogram(PREFIX + name, metric.text, "".join(metric.labels))
         self.registry.register(made)
         return made
+
+    def of_redis(self) -> RedisCounters:
+        """What a process counts of its Redis."""
+        return RedisCounters(*(self.counter(f"redis_{name}") for name in ("outages", "retries", "left_out")))
 
     def of_rows(self) -> dict[str, Gauge]:
         """The gauges that show a number of the newest step, by the number's name there (`by_server.token_ess`)."""

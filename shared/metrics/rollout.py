@@ -42,6 +42,4 @@ class RolloutMetrics:
         self.lag_served = made.gauge("rollout_lag_served_versions")
         self.tensors_unchecked = made.gauge("rollout_tensors_unchecked")
         self.wait_seconds = made.counter("rollout_wait_seconds")
-        self.redis_outages = made.counter("redis_outages")
-        self.redis_retries = made.counter("redis_retries")
-        self.redis_left_out = made.counter("redis_left_out")
+        self.redis = made.of_redis()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from shared.histogram import LOG_RATIO_EDGES, VERSIONS
 from shared.records import StepRecord
 
 PREFIX = "trustbatch_"
@@ -17,7 +18,6 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _PAUSES = tuple(step * 10**power for power in range(-3, 1) for step in (1, 1.5, 2, 3, 4, 6, 8))  # 1 ms .. 8 s
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536)
 _REWARDS = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1, 2, 10)
-_VERSIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 Kind = Literal["gauge", "counter", "histogram"]
 
@@ -170,15 +170,16 @@ LEARNER = (
         "staleness_versions",
         "versions",
         "Versions between drawing a token and training on it, per trained token.",
-        _VERSIONS,
+        VERSIONS,
     ),
     _spread(
         "staleness_part_versions",
         "versions",
         "The parts of it: lag (asked for), flight (until the group was appended), queue (until it was trained on).",
-        _VERSIONS,
+        VERSIONS,
         "part",
     ),
+    _spread("log_ratio_nats", "nats", "Log ratio of every token that a step saw, nats.", LOG_RATIO_EDGES),
     _count("groups_applied", "groups", "Groups that ended in an optimizer step."),
     _count("groups_dropped", "groups", "Groups that ended without being trained on.", "reason"),
     _count("groups_dead_lettered", "groups", "Of these, groups that are kept as dead letters.", "reason"),
@@ -187,7 +188,7 @@ LEARNER = (
         "dropped_staleness_versions",
         "versions",
         "Versions that the oldest token of a dropped group was behind, by reason.",
-        _VERSIONS,
+        VERSIONS,
         "reason",
     ),
     _spread("dropped_completion_tokens", "tokens", "Mean completion length of a dropped group.", _TOKENS, "reason"),

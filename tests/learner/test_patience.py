@@ -7,6 +7,7 @@ import pytest
 from learner.patience import Patience
 from shared.errors import AccessError, DeadlineError, FencedError, OutOfMemoryError, StreamError
 from shared.log import configure
+from shared.metrics import LearnerMetrics
 from shared.process import StopFlag
 
 
@@ -30,7 +31,8 @@ class Outage:
         self.reopened = 0
         self.stop = StopFlag()
         log = configure("run", "learner", "critical")
-        self.patience = Patience(self._reopen, self.said.append, self.stop, log, outage_s)
+        self.counters = LearnerMetrics().redis
+        self.patience = Patience(self._reopen, self.said.append, self.stop, log, self.counters, outage_s)
 
     def _reopen(self) -> None:
         self.reopened += 1

@@ -20,7 +20,7 @@ async def test_an_outage_that_lasts_too_long_is_an_error_that_says_what_was_want
     there = config.model_copy(update={"redis": config.redis.model_copy(update={"url": own_redis.url})})
     parts = parts_of(small(there, tiny_model))
     own_redis.kill()
-    patience = Patience(parts.status, parts.log, outage_s=0.1)
+    patience = Patience(parts.status, parts.log, parts.metrics.redis, outage_s=0.1)
     with pytest.raises(StreamError, match=r"waited 0.1 s for Redis to say hello: Redis cannot be reached"):
         await patience("say hello", parts.admission.held)
     assert parts.status.heartbeat.status["state"] == "waiting for Redis to say hello"

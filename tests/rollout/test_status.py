@@ -40,7 +40,7 @@ def test_the_heartbeat_has_every_number_that_others_read(status: Status) -> None
     status.serves(7, Floor(1e-6, 2e-6, 0.999))
     for seconds in (*([0.02] * 98), 0.5, 0.9):
         status.paused(seconds)
-    status.in_flight(3)
+    status.in_flight(3, 0.25)
     status.appended(40)
     status.appended(2)
     told = status.heartbeat.status

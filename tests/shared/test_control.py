@@ -1,11 +1,12 @@
 """Control state on a real Redis."""
 
+import json
 import time
 
 import pytest
 
 from shared.control import ControlState, EvaluationResult, LagWish, Latest
-from shared.errors import StreamError
+from shared.errors import FencedError, StreamError
 from shared.keys import Keys
 from shared.redis_client import Client
 
@@ -119,3 +120,27 @@ def test_a_wish_for_a_lag_may_be_repeated_and_says_who_and_when(control: Control
 def test_a_lag_that_no_server_can_be_asked_for_is_not_heard(control: ControlState, name: str, said: object) -> None:
     control.beat("rollout:r0", {"kind": "rollout", name: said}, 30)
     assert control.status_of("rollout:r0") == {"kind": "rollout"}
+
+
+def test_examples_stay_within_their_bytes_and_a_step_that_comes_again_replaces_what_is_there(
+    control: ControlState, client: Client, keys: Keys
+) -> None:
+    epoch = control.take_epoch()
+    row = {"text": "x" * 100}
+    size = len(json.dumps({"step": 1, **row}))
+    for step in range(1, 8):
+        control.add_examples(step, [{"step": step, **row}, {"step": step, **row}], epoch, 9 * size)
+    assert [example["step"] for example in control.examples()] == [7, 7, 6, 6, 5, 5, 4, 4, 3]
+    assert int(client.get(keys.examples_bytes)) == 9 * size
+    control.add_examples(6, [{"step": 6, "text": "again"}], epoch, 9 * size)
+    assert [example["step"] for example in control.examples(last=3)] == [6, 5, 5], "7 was of a branch that was left"
+    assert control.examples(step=6) == [{"step": 6, "text": "again"}]
+    assert int(client.get(keys.examples_bytes)) == 5 * size + len(json.dumps({"step": 6, "text": "again"}))
+    control.take_epoch()
+    with pytest.raises(FencedError):
+        control.add_examples(8, [row], epoch, 1000)
+
+
+def test_an_example_above_the_bound_leaves_nothing(control: ControlState) -> None:
+    control.add_examples(1, [{"text": "x" * 100}], control.take_epoch(), 50)
+    assert control.examples() == []

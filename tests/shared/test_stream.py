@@ -214,3 +214,20 @@ def test_what_redis_acknowledged_survives_its_sigkill(own_redis: RedisServer) ->
 
 def test_the_server_s_version_is_known(client: Client) -> None:
     assert server_version(client) >= (6, 2)
+
+
+def test_the_age_of_the_oldest_group_is_that_of_the_first_one_that_was_never_read(bench: Bench) -> None:
+    reader = bench.reader()
+    assert reader.oldest_s() is None
+    bench.append(3)
+    aged = reader.oldest_s()
+    assert aged is not None
+    assert 0 <= aged < 60
+    reader.read(1)
+    second = bench.client.xrange(bench.keys.groups)[1][0]
+    seconds, micros = bench.client.time()
+    now = reader.oldest_s()
+    assert now is not None
+    assert now >= seconds + micros / 1e6 - int(second.split(b"-")[0]) / 1000 - 0.002
+    reader.read(10)
+    assert reader.oldest_s() is None

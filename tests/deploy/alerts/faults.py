@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from shared.redis_client import memory
+from shared.redis_client import memory_of
 from shared.stream import backlog
 from tests.chaos.processes import kill
 from tests.deploy.alerts.forger import claiming, garbage, good
@@ -27,7 +27,7 @@ class Fault:
 
 
 def _full_redis(run: MonitoredRun) -> Iterator[None]:
-    run.client.config_set("maxmemory", int(memory(run.client).used * 1.1))
+    run.client.config_set("maxmemory", int(memory_of(run.client).used * 1.1))
     try:
         yield
     finally:

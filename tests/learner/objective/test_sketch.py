@@ -1,6 +1,7 @@
 """The sketch of log ratios: accuracy of its quantiles, bound of its top mass, exact merging."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from learner.objective.sketch import BINS, RELATIVE_ACCURACY, LogRatioSketch, sketch_of
+from shared.histogram import LOG_RATIO_EDGES
 
 NEAREST = 2.0**-27  # nats; what is nearer to zero counts as zero
 log_ratios = st.lists(st.one_of(st.floats(-2, 2), st.floats(-700, 700), st.just(0.0)), min_size=1, max_size=400)
@@ -92,3 +94,23 @@ def test_ratios_of_zero_are_counted_and_weigh_nothing() -> None:
     sketch = sketch_of(tensor([-math.inf, -math.inf, 0.0]))
     assert int(sketch.counts.sum()) == 3
     assert torch.logsumexp(sketch.log_sums, 0).item() == 0
+
+
+@given(log_ratios)
+def test_counts_between_edges_are_those_of_the_values_themselves(values: list[float]) -> None:
+    """An edge is where a bin ends; what is on it counts away from zero."""
+    edges = [-1.5, -0.25, -1 / 1024, 1 / 1024, 0.25, 1.5]
+    found = sketch_of(tensor(values)).counts_between(edges).tolist()
+    bounds = [-math.inf, *edges, math.inf]
+    expected = [
+        sum((low <= v if low > 0 else low < v) and (v < high if high > 0 else v <= high) for v in values)
+        for low, high in pairwise(bounds)
+    ]
+    assert found == expected
+
+
+def test_values_on_the_edges_of_the_history_s_bins_count_away_from_zero() -> None:
+    values = [-4.0, -1 / 1024, 0.0, 1 / 1024, 4.0, math.nan]
+    found = sketch_of(tensor(values)).counts_between(LOG_RATIO_EDGES).tolist()
+    assert (len(found), sum(found)) == (41, 6)
+    assert (found[0], found[19], found[20], found[21], found[40]) == (1, 1, 1, 1, 2), "NaN is in the last one"

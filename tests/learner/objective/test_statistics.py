@@ -120,6 +120,7 @@ def test_every_number_is_what_its_definition_says(of_completions: list[list[floa
     assert s.k3 == pytest.approx((d + 1 / w - 1).mean(), abs=1e-12)
     assert s.capped_share == pytest.approx((d > 0.5).mean())
     assert s.zero_weight_share == pytest.approx((d < -1).mean())
+    assert s.weight_lost == pytest.approx(0, abs=1e-12), "what was cut kept its whole weight here"
 
 
 @pytest.mark.parametrize(("n", "largest"), [(2, 1), (99, 1), (100, 1), (101, 2), (150, 2)])
@@ -237,6 +238,35 @@ def test_a_completion_belongs_whole_to_its_largest_key() -> None:
     assert {key: int(part.sequence_sums.count) for key, part in parts.items()} == {1: 1, 3: 1}
     assert parts[3].sequence_sums.log_sum.item() == pytest.approx(0.75)
     assert parts[1].sequence_sums.log_sum.item() == pytest.approx(-1.0)
+
+
+@given(st.lists(st.lists(st.floats(-3, 3), min_size=1, max_size=8), min_size=1, max_size=8), st.floats(0.05, 3))
+def test_what_a_cap_takes_is_what_the_ratios_lose_of_their_sum(of_completions: list[list[float]], cap: float) -> None:
+    piece = Piece(of_completions)
+    w = piece.log_ratio.exp()
+    weight = w.clamp(max=cap)
+    s = ratio_statistics(piece.log_ratio, piece.sequence_of, len(of_completions), weight=weight, cut=weight < w)
+    assert s.summary().weight_lost == pytest.approx(((w - weight).sum() / w.sum()).item(), abs=1e-12)
+    masked = ratio_statistics(piece.log_ratio, piece.sequence_of, len(of_completions), weight=0 * w, cut=w > 0)
+    assert masked.summary().weight_lost == pytest.approx(1)
+
+
+def test_a_weight_that_was_raised_is_no_loss_and_a_ratio_beyond_numbers_is_lost_whole() -> None:
+    d, weight = torch.tensor([-2.0, 800.0]).double(), torch.tensor([0.5, 2.0])
+    s = ratio_statistics(d, torch.tensor([0, 1]), 2, weight=weight, cut=torch.tensor([True, True]))
+    assert s.summary().weight_lost == pytest.approx(1)
+    raised = ratio_statistics(d[:1], torch.tensor([0]), 1, weight=weight[:1], cut=torch.tensor([True]))
+    assert raised.summary().weight_lost == 0
+
+
+@given(keyed)
+def test_the_parts_share_the_whole_weight(tokens: list[list[tuple[float, int]]]) -> None:
+    piece = Piece([[d for d, _ in c] for c in tokens])
+    staleness = torch.tensor([s for c in tokens for _, s in c], dtype=torch.int64)
+    parts = by_key(piece.log_ratio, piece.sequence_of, len(tokens), staleness)
+    shares = [part.weight_share(piece.statistics) for part in parts.values()]
+    if shares and not math.isnan(shares[0]):
+        assert sum(shares) == pytest.approx(1)
 
 
 def test_statistics_carry_no_gradient() -> None:

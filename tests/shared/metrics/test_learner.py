@@ -82,3 +82,57 @@ def test_what_is_alarming_from_its_first_count_on_begins_at_zero() -> None:
     assert lost.get_sample_value("trustbatch_groups_lost_total", {"cause": "forgotten"}) == 0
     assert failed.get_sample_value("trustbatch_sync_failures_total", {"reason": "unproven"}) == 0
     assert failed.get_sample_value("trustbatch_rollout_policy_version") == -1, "no version is proven yet"
+
+
+def test_what_was_trained_on_can_be_compared_with_what_was_dropped() -> None:
+    metrics = LearnerMetrics()
+    metrics.count_trained([(10.0, 1.0), (30.0, 0.5)])
+    metrics.drop(Dropped(1, "bad_tokens", length_mean=90.0, reward_mean=0.0, at=1.0), dead_letter=True)
+    metrics.drop(Dropped(2, "too_stale", length_mean=70.0, reward_mean=0.0, at=1.0))
+    value = metrics.registry.get_sample_value
+    assert value("trustbatch_trained_completion_tokens_sum") == 40
+    assert value("trustbatch_trained_reward_sum") == 1.5
+    assert value("trustbatch_dropped_completion_tokens_sum", {"reason": "too_stale"}) == 70
+    assert value("trustbatch_groups_dead_lettered_total", {"reason": "bad_tokens"}) == 1
+    assert value("trustbatch_groups_dead_lettered_total", {"reason": "too_stale"}) is None
+
+
+def test_a_server_is_shown_while_it_has_tokens_in_a_step() -> None:
+    metrics = LearnerMetrics()
+    part = {"token_ess": 0.5, "weight_share": 0.25, "kl": math.nan}
+    metrics.observe(StepRecord(**{**step(1), "by_server": {"r0": part, "r1": part}, "by_position": {"0-15": part}}))
+    metrics.observe(StepRecord(**{**step(2), "by_server": {"r1": part}}))
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"trustbatch_{name}", labels)
+
+    assert (value("server_token_ess", server="r0"), value("server_token_ess", server="r1")) == (None, 0.5)
+    assert value("server_weight_share", server="r1") == 0.25
+    assert value("position_token_ess", tokens="0-15") is None
+
+
+def test_a_skipped_step_is_counted_as_such() -> None:
+    metrics = LearnerMetrics()
+    metrics.observe(StepRecord(**{**step(1), "skipped": "non-finite ESS", "entropy_mean": 1.5}))
+    value = metrics.registry.get_sample_value
+    assert (value("trustbatch_steps_total"), value("trustbatch_steps_skipped_total")) == (0, 1)
+    assert value("trustbatch_entropy_mean_nats") == 1.5
+
+
+def test_the_backlog_is_told_in_groups_bytes_and_seconds() -> None:
+    metrics = LearnerMetrics()
+    metrics.observe_backlog(7, 4096, 2.5, 30.0)
+    metrics.observe_backlog(8, 4096, None, None)
+    names = ("backlog_groups", "backlog_bytes", "backlog_oldest_seconds", "backlog_drain_seconds")
+    assert [metrics.registry.get_sample_value(f"trustbatch_{name}") for name in names] == [8, 4096, 0, 30]
+
+
+def test_log_ratios_are_a_histogram_of_every_token_seen() -> None:
+    metrics = LearnerMetrics()
+    counts = [1] * 20 + [100] + [0] * 19 + [2]
+    for number in (1, 2):
+        metrics.observe(StepRecord(**{**step(number), "log_ratio_counts": counts, "k1": 0.01}))
+    found = samples(metrics)
+    bounds = ("-4.0", "-0.0009765625", "0.0009765625", "4.0", "+Inf")
+    upto = [found["trustbatch_log_ratio_nats_bucket", le] for le in bounds]
+    assert upto == [2, 40, 240, 240, 244]
