@@ -111,6 +111,13 @@ BOARD = Board(
                     ("max(trustbatch_chi2)", "chi2"),
                 ),
                 panel(
+                    "Log ratio of every token",
+                    "none",
+                    "Tokens by policy - behavior, nats.",
+                    ("sum by (le) (increase(trustbatch_log_ratio_nats_bucket[$__rate_interval]))", "{{le}}"),
+                    kind="heatmap",
+                ),
+                panel(
                     "Largest |log ratio|",
                     "none",
                     "Of a token of the step, nats.",

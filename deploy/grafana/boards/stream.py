@@ -96,14 +96,14 @@ BOARD = Board(
                     "none",
                     "Mean completion length of dropped groups, by reason, and of those trained on, tokens.",
                     Query(mean("trustbatch_dropped_completion_tokens", "reason"), "{{reason}}", "a group was dropped"),
-                    ("max(trustbatch_completion_tokens_mean)", "trained on"),
+                    (mean("trustbatch_trained_completion_tokens"), "trained on"),
                 ),
                 panel(
                     "Reward of the dropped",
                     "none",
                     "Mean reward of dropped groups, by reason, and of those trained on.",
                     Query(mean("trustbatch_dropped_reward", "reason"), "{{reason}}", "a group was dropped"),
-                    ("max(trustbatch_reward_mean)", "trained on"),
+                    (mean("trustbatch_trained_reward"), "trained on"),
                 ),
                 panel(
                     "Staleness of the dropped",

@@ -15,6 +15,7 @@ from typing import Any
 
 import rollout.__main__
 import rollout.sync
+import shared.store
 from rollout.engines.renewable import RenewableEngine
 from shared.errors import StoreError
 from shared.types import Completion, Float32Array
@@ -23,11 +24,7 @@ FLAGS = "CROOKED"
 NOISE_NATS = 1e-4
 SLOW_S = 1.0
 
-honest_logprobs, honest_generate, honest_store = (
-    RenewableEngine.logprobs,
-    RenewableEngine.generate,
-    rollout.sync.open_store,
-)
+honest_logprobs, honest_generate = RenewableEngine.logprobs, RenewableEngine.generate
 
 
 def told_to(flag: str) -> bool:
@@ -48,7 +45,7 @@ async def generate(self: RenewableEngine, *arguments: Any, **more: Any) -> list[
 
 
 def open_store(*arguments: Any, **more: Any) -> Any:
-    store: Any = honest_store(*arguments, **more)
+    store: Any = shared.store.open_store(*arguments, **more)
     honest_hold: Callable[..., Any] = store.hold
 
     def hold(*wanted: Any, **how: Any) -> Any:

@@ -70,6 +70,12 @@ def _redis_killed(run: MonitoredRun) -> Iterator[None]:
         run.redis.start()
 
 
+@contextmanager
+def _once(run: MonitoredRun, forge: Callable[..., bytes]) -> Iterator[None]:
+    until("a prompt to forge a group for", 10, lambda: run.forger.append(forge))
+    yield
+
+
 FAULTS = (
     Fault("entries that nobody can decode", ("TrustbatchDeadLetters",), lambda run: run.forger.at_work(garbage)),
     Fault(
@@ -134,14 +140,3 @@ FAULTS = (
         ends_the_run=True,
     ),
 )
-
-
-@contextmanager
-def _once(run: MonitoredRun, forge: Callable[..., bytes]) -> Iterator[None]:
-    until("a prompt to forge a group for", 10, lambda: run.forger.append(forge))
-    yield
-
-
-def fault_for(alert: str) -> Fault:
-    """The first one that brings an alert."""
-    return next(fault for fault in FAULTS if alert in fault.alerts)
