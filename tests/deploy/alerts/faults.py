@@ -84,7 +84,7 @@ FAULTS = (
         lambda run: run.forger.at_work(good, older=60),
     ),
     Fault(
-        "groups ten versions older than the credit, let in by `slack`",
+        "groups thirty versions older than the credit, let in by `slack`",
         ("TrustbatchStalenessOverAsked",),
         lambda run: run.forger.at_work(good, older=40),
     ),
