@@ -22,7 +22,7 @@ from shared.intervals import Intervals
 from shared.keys import Keys
 from shared.lag import Asked
 from shared.letters import Letter
-from shared.redis_client import Client, connect, server_version
+from shared.redis_client import Client, connect, memory_of, server_version
 from shared.stream import Appended, GroupReader, GroupWriter, backlog
 from shared.transfer import Answer, Call, Transfers
 from tests.builders import group
@@ -118,6 +118,7 @@ def test_rollout_and_learner_do_all_of_their_work(run: Run) -> None:
     assert mine.phase() == ("starting", "")
     mine.add_event("rollout server failed", "text", by="r0")
 
+    assert run.reader.oldest_s() is not None
     entries = run.reader.read(10)
     assert [entry.prompt_index for entry in entries] == [first, second]
     letter = Letter(entries[1].group_id, second, "failure", "text", "mine", 1.0)
@@ -127,6 +128,9 @@ def test_rollout_and_learner_do_all_of_their_work(run: Run) -> None:
     assert run.reader.delete([entries[0].entry_id]).bytes > 0
     run.control.set_phase("running")
     run.control.add_history({"step": 1})
+    run.control.add_examples(1, [{"step": 1}], run.epoch, 1000)
+    assert ControlState(run.plane, KEYS).examples(step=1) == [{"step": 1}]
+    assert memory_of(run.plane).used > 0
     run.control.beat("learner", {"kind": "learner"}, 30)
     assert backlog(run.learner, KEYS).groups == 0
     call = Call(run.epoch, 1, "invite", 1, invited=["r0"])

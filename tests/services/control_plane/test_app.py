@@ -241,6 +241,13 @@ def test_metrics_show_the_state(http: TestClient, control: ControlState, client:
     assert found["trustbatch_latest_policy_version{}"] == 3
     assert found["trustbatch_dead_letters{}"] == 1
     assert found["trustbatch_stream_bytes{}"] == 4096
+    assert found["trustbatch_stream_limit_bytes{}"] == load_config(None, [], {}).admission.max_bytes
+    assert found["trustbatch_redis_memory_bytes{}"] > 100_000
+    client.config_set("maxmemory", 2**30)
+    try:
+        assert samples(http)["trustbatch_redis_memory_limit_bytes{}"] == 2**30
+    finally:
+        client.config_set("maxmemory", 0)
     assert found["trustbatch_desired_rollout_servers{}"] == 2, "the learner waits: twice as many as there are"
     assert found['trustbatch_members{"kind": "rollout"}'] == 1
     assert found['trustbatch_run_phase{"phase": "running"}'] == 1
@@ -260,6 +267,7 @@ def test_metrics_without_redis_say_so_instead_of_repeating_old_numbers(
     found = samples(fragile)
     assert found["trustbatch_redis_up{}"] == 0
     assert math.isnan(found["trustbatch_stream_groups{}"])
+    assert math.isnan(found["trustbatch_redis_memory_bytes{}"])
     assert math.isnan(found['trustbatch_members{"kind": "learner"}'])
     assert math.isnan(found['trustbatch_run_phase{"phase": "running"}'])
     assert math.isnan(found["trustbatch_redis_memory_bytes{}"])
