@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("shared", "rollout", "learner", "services")
+ROOMS = ("shared", "rollout", "learner", "services", "deploy")
 FORBIDDEN = {
     "shared": {"rollout", "learner", "services", "tests"},
     "rollout": {"learner", "services", "tests"},
     "learner": {"rollout", "services", "tests", "vllm"},
     "services": {"rollout", "learner", "tests", "vllm"},
+    "deploy": {"shared", "rollout", "learner", "services", "tests"},
 }
 EXCEPTIONS = {"learner/transfer/nccl.py": {"vllm"}}  # the other end of its own transfer engine, loaded where it is used
 

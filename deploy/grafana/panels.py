@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -115,12 +116,11 @@ def dashboard(board: Board) -> models.Dashboard:
         .with_variable(_namespaces())
         .link(sdk.DashboardLink("").type(models.DashboardLinkType.DASHBOARDS).tags(["trustbatch"]).keep_time(True))
     )
-    number = 0
+    numbers = itertools.count(1)
     for row, panels in board.rows:
-        built.with_row(sdk.Row(row))
+        built.with_row(sdk.Row(row).id(next(numbers)))
         for described in panels:
-            number += 1
-            built.with_panel(_panel(described, number))
+            built.with_panel(_panel(described, next(numbers)))
     return built.build()
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import Any
 
 from prometheus_client import Metric
+
+from shared.metrics import ControlPlaneMetrics, LearnerMetrics, RolloutMetrics
 
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 _QUOTED = re.compile(r'"[^"]*"')
 _NAME = re.compile(r"\b(?:trustbatch[_:][\w:]+|up\b|ALERTS\b)")
 
 
-def exported(*metrics: Any) -> set[str]:
-    """Names of all samples that the registries of these would show."""
-    found: list[Metric] = [family for owner in metrics for family in owner.registry.collect()]
-    return {family.name + suffix for family in found for suffix in _SUFFIXES[family.type]}
+@functools.cache
+def exported() -> frozenset[str]:
+    """Names of all samples that any process may show."""
+    owners = (LearnerMetrics(), RolloutMetrics(), ControlPlaneMetrics())
+    found: list[Metric] = [family for owner in owners for family in owner.registry.collect()]
+    return frozenset(family.name + suffix for family in found for suffix in _SUFFIXES[family.type])
 
 
 def metrics_of(expr: str) -> set[str]:

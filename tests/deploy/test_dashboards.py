@@ -15,7 +15,6 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deploy.grafana.boards import BOARDS
 from deploy.grafana.panels import Board, Panel
-from shared.metrics import ControlPlaneMetrics, LearnerMetrics, RolloutMetrics
 from tests.deploy.composed import ROOT
 from tests.deploy.monitoring import binary, promtool, rules, shown
 from tests.deploy.names import exported, metrics_of
@@ -56,7 +55,7 @@ def test_a_panel_says_what_it_shows_and_asks_for_what_there_is(board: Board, pan
     assert panel.unit in UNITS
     assert panel.description.endswith(".")
     assert panel.queries
-    known = exported(LearnerMetrics(), RolloutMetrics(), ControlPlaneMetrics()) | {r.get("record") for r in rules()}
+    known = exported() | {r.get("record") for r in rules()}
     for query in panel.queries:
         asked = metrics_of(query.expr)
         assert asked
@@ -73,6 +72,19 @@ def test_no_two_panels_of_a_board_have_one_title() -> None:
     for board in BOARDS:
         titles = [panel.title for panel in board.panels]
         assert len(set(titles)) == len(titles), board.uid
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_panels_have_numbers_of_their_own_and_do_not_lie_on_each_other(path: Path) -> None:
+    found = json.loads(path.read_text())["panels"]
+    assert len({panel["id"] for panel in found}) == len(found)
+    taken: set[tuple[int, int]] = set()
+    for panel in found:
+        x, y, w, h = (panel["gridPos"][key] for key in "xywh")
+        assert x + w <= 24
+        cells = {(column, row) for column in range(x, x + w) for row in range(y, y + h)}
+        assert not cells & taken, panel["title"]
+        taken |= cells
 
 
 def test_prometheus_can_parse_every_query(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -43,6 +44,16 @@ def empty(run: MonitoredRun, reason: str) -> list[str]:
     ]
 
 
+def unlabelled(run: MonitoredRun) -> list[str]:
+    """Queries whose lines lack a label that their legend names."""
+    return [
+        f"{board}, {title}: {query.legend}"
+        for board, title, query in QUERIES
+        for sample in run.prometheus.query(shown(query.of_the_run))
+        if not set(re.findall(r"{{(\w+)}}", query.legend)) <= sample["metric"].keys()
+    ]
+
+
 def brings(run: MonitoredRun, *texts: str) -> None:
     """Waits until every alert of these faults has fired, at once or one after the other."""
     missing = {alert for text in texts for alert in named(text).alerts}
@@ -61,6 +72,7 @@ def test_every_panel_shows_a_run_that_no_alert_is_about_until_something_is_wrong
         still = empty(run, "")
         run.wait(f"something to show: {still}", 60, lambda: not empty(run, ""))
         assert run.prometheus.firing() == set()
+        assert unlabelled(run) == []
 
         with ExitStack() as faults:
             for text in TOGETHER:

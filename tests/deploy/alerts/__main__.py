@@ -21,13 +21,13 @@ START_S, FIRE_S, CALM_S = 120.0, 90.0, 120.0
 
 
 def main() -> int:
-    """0 if every alert fired for each of its faults, and none before."""
+    """0 if every alert fired for each of its faults, and ended after it."""
     parser = argparse.ArgumentParser(prog="python -m tests.deploy.alerts", description=__doc__)
     parser.add_argument("--out", type=Path, help="writes the table there too")
     parser.add_argument("--only", default="", help="faults whose text or alerts contain this")
     arguments = parser.parse_args()
     faults = [fault for fault in FAULTS if arguments.only in f"{fault.text} {fault.alerts}"]
-    with tempfile.TemporaryDirectory(prog_prefix()) as folder, MonitoredRun(Path(folder)) as run:
+    with tempfile.TemporaryDirectory(prefix="alerts-") as folder, MonitoredRun(Path(folder)) as run:
         run.wait("the first steps", START_S, lambda: len(run.control.history()) >= 10)
         calm(run)
         rows = [row for fault in faults for row in inject(run, fault)]
@@ -44,11 +44,6 @@ def main() -> int:
     untried = set(alerts()) - {alert for _, alert, _ in rows}
     assert arguments.only or not untried, untried
     return 0
-
-
-def prog_prefix() -> str:
-    """Short: sockets lie below it."""
-    return "alerts-"
 
 
 def inject(run: MonitoredRun, fault: Fault) -> list[tuple[str, str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from deploy.generate import RULES
@@ -23,6 +23,7 @@ from tests.rollout.models import save_model
 
 FASTER = 100.0  # than the rules as they are: five minutes are three seconds
 SERVERS = ("r0", "r1")
+REDIS = "--appendonly yes --appendfsync always --maxmemory-policy noeviction --maxmemory 512mb"
 SETTINGS = (
     "control_plane={auth: none, requests_per_minute: 100000}",
     "rollout={engine: {kind: transformers, device: cpu}, group_size: 4, groups_in_flight: 4}",
@@ -43,42 +44,41 @@ class MonitoredRun:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.children: dict[str, Child] = {}
+        self.ports = {name: free_port() for name in ("learner", "control-plane", *SERVERS)}
+
+    def __enter__(self) -> MonitoredRun:
+        with ExitStack() as ending:
+            self._begin(ending)
+            self._ending = ending.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.close()
+
+    def _begin(self, ending: ExitStack) -> None:
+        folder = self.folder
         (folder / "redis").mkdir(parents=True)
-        words = [
-            "--appendonly",
-            "yes",
-            "--appendfsync",
-            "always",
-            "--maxmemory-policy",
-            "noeviction",
-            "--maxmemory",
-            "512mb",
-        ]
-        self.redis = RedisServer(folder / "redis", *words)
+        self.redis = RedisServer(folder / "redis", *REDIS.split())
+        ending.callback(self.redis.kill)
         model = save_model(folder / "model")
         own = [f"redis.url={self.redis.url}", "run.id=alerts", f"run.folder={folder / 'run'}", f"model.path={model}"]
         self.config: Config = load_config(None, [*SETTINGS, *own], {})
         (folder / "config.yaml").write_text(dump_config(self.config))
-        self.client = connect(self.config)
-        self.keys = Keys(self.config.run.id)
+        self.client, self.keys = connect(self.config), Keys(self.config.run.id)
         self.control = ControlState(self.client, self.keys)
         self.forger = Forger(self.config)
-        self.children: dict[str, Child] = {}
-        self.ports = {name: free_port() for name in ("learner", "control-plane", *SERVERS)}
         jobs = {name: "rollout" if name in SERVERS else name for name in self.ports}
         targets = [Target(jobs[name], f"127.0.0.1:{port}") for name, port in self.ports.items()]
         self.prometheus = Prometheus(folder / "prometheus", targets, faster(RULES.read_text(), FASTER))
-
-    def __enter__(self) -> MonitoredRun:
+        ending.callback(self.prometheus.stop)
         for name in self.ports:
             self.start(name)
-        return self
+            ending.callback(self._end, name)
 
-    def __exit__(self, *_: object) -> None:
-        self.prometheus.stop()
-        for child in self.children.values():
-            kill(child)
-        self.redis.kill()
+    def _end(self, name: str) -> None:
+        if name in self.children:
+            kill(self.children[name])
 
     def start(self, name: str) -> None:
         """Starts one of its processes, or starts it again."""
