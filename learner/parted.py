@@ -43,7 +43,7 @@ class Parted:
         self._own = outcome.own.drawn()
         self._mine = slice(None) if outcome.own.expert is None else ~outcome.own.expert
 
-    def parts(self, staleness: Int64Array) -> dict[str, dict[str, Numbers]]:
+    def parts(self, staleness: Int64Array) -> dict[str, Any]:
         """All of them, by the names of their fields; staleness is [n], versions."""
         groups, drawn = self._batch.groups, ~self._batch.expert.numpy()
         positions = torch.from_numpy(self._batch.positions[drawn])
