@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from learner.loop import Learner
+from learner.recording import FOLDER, decode, recorded_files
 from shared.budgets import Budgets
 from shared.letters import letters
 from shared.series import TIERS, Series
@@ -57,6 +58,9 @@ def test_a_live_knob_is_what_the_objective_then_has(make_world: MakeWorld) -> No
     trained = learner.training.parts.adjusted.objectives.trained
     assert (dict(trained.knobs), trained.needs) == ({"entropy_weight": 0.0, "eps_high": 0.1}, frozenset())
     assert world.control.history()[-1]["settings"]["eps_high"] == 0.1
+    [recorded] = recorded_files(world.config.run.folder / FOLDER)
+    told = decode((world.config.run.folder / FOLDER / recorded.name).read_bytes())
+    assert told.knobs == {"entropy_weight": 0.0, "eps_high": 0.1}, "what is replayed is what was done"
     wishes.make(OBJECTIVE, b"", "ann")
     learner.iterate()
     assert dict(learner.training.parts.adjusted.objectives.trained.knobs) == {"entropy_weight": 0.01}

@@ -70,8 +70,8 @@ def _json(row: dict[str, Any]) -> str:
     return json.dumps(row)
 
 
-@pytest.mark.parametrize("back_to", [0, 1, 37, 150, 199])
-@pytest.mark.parametrize("every_s", [0.9, 17.3, 400.0])
+@pytest.mark.parametrize("back_to", [0, 1, 150, 199])
+@pytest.mark.parametrize("every_s", [0.9, 400.0])
 def test_what_a_restore_takes_back_and_does_again_counts_once(
     client: Client, keys: Keys, history: History, back_to: int, every_s: float
 ) -> None:
@@ -166,8 +166,8 @@ def test_numbers_of_a_row_by_series() -> None:
 
 
 def test_stretches_are_taken_together_from_multiples_on() -> None:
-    numbers, means = np.arange(5, 12), np.arange(5.0, 12.0)
-    low, high = np.arange(4.5, 11.5), np.arange(5.5, 12.5)
+    numbers, means = np.arange(5, 12), np.arange(5, 12).astype(np.float64)
+    low, high = np.subtract(means, 0.5), np.add(means, 0.5)
     found = downsampled(Cells(numbers, np.ones(7), means, low, high), 4)
     assert told(found) == [(4, 3, 6, 4.5, 7.5), (8, 4, 9.5, 7.5, 11.5)]
 
