@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from learner.objective.registry import Knob, Objective, build, live_knobs
@@ -89,7 +90,7 @@ class Adjusted:
             self._heard = wanted
             self._take(step, wanted)
         for letter_id in self._patience("hear what to requeue", self._wishes.requeues):
-            self._patience("requeue a dead letter", lambda name=letter_id: self._requeue(name))
+            self._patience("requeue a dead letter", partial(self._requeue, letter_id))
 
     def _requeue(self, letter_id: str) -> None:
         outcome = requeue(self._client, self._keys, letter_id)

@@ -7,9 +7,10 @@ after. Nothing waits for the disk (no fsync), and a disk that refuses costs the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,9 +74,16 @@ class Recorder:
         self.max_bytes = int(self._config.learner.record_bytes) if wish is None else wish
 
     def keep(
-        self, step: int, batch: int, minibatch: Minibatch, number: int, lineage: Lineage, outcome: StepOutcome
+        self,
+        step: int,
+        batch: int,
+        minibatch: Minibatch,
+        number: int,
+        lineage: Lineage,
+        outcome: StepOutcome,
+        knobs: Mapping[str, Any],
     ) -> None:
-        """Records a step if it is due: every `learner.record_every`-th, and every skipped one."""
+        """Records a step if it is due, `learner.record_every`-th or skipped, with the knobs that it was taken with."""
         first = batch != self._batch
         self._batch = batch
         due = outcome.skipped or step % self._config.learner.record_every == 0
@@ -83,7 +91,9 @@ class Recorder:
             return
         try:
             self._check_room(step, minibatch)
-            recording = recording_of(self._config, self._epoch, step, batch, minibatch, number, lineage, outcome, first)
+            recording = recording_of(
+                self._config, self._epoch, step, batch, minibatch, number, lineage, outcome, first, knobs
+            )
             self._write(recording, encode(recording))
             self._failing = False
         except (OSError, ValueError, MemoryError) as error:  # whatever it is, the run is worth more
@@ -137,6 +147,7 @@ def recording_of(
     lineage: Lineage,
     outcome: StepOutcome,
     first_of_batch: bool,
+    knobs: Mapping[str, Any],
 ) -> Recording:
     """What is kept of a step."""
     learner, own = config.learner, outcome.own
@@ -153,7 +164,7 @@ def recording_of(
         groups=tuple(held.payload for held in minibatch.held),
         tokens={name: value.cpu().numpy() for name, value in vars(own).items() if isinstance(value, Tensor)},
         objective=learner.objective.name,
-        knobs=dict(learner.objective.knobs),
+        knobs=dict(knobs),
         advantage=learner.advantage,
         micro_batch_tokens=learner.micro_batch_tokens,
         learning_rate=outcome.learning_rate,

@@ -211,7 +211,8 @@ class Training:
             beyond=parts.provision.of_pass(minibatch, number),
             drawn_by=drawn_by,
         )
-        parts.recorder.keep(self.step, self.batches, minibatch, number, self.lineage, outcome)
+        knobs = parts.adjusted.objectives.trained.knobs
+        parts.recorder.keep(self.step, self.batches, minibatch, number, self.lineage, outcome, knobs)
         staleness = parts_of_staleness(batch, [h.latest for h in minibatch.held], self.lineage)
         applied = [] if outcome.skipped or not last_pass else [h.group.prompt_index for h in minibatch.held]
         version = self.lineage.latest

@@ -138,7 +138,7 @@ def _span(inside: tuple[int, int]) -> int:
 
 def _cut(cells: Cells, inside: tuple[int, int]) -> Cells:
     kept = (cells.number >= inside[0]) & (cells.number <= inside[1])
-    return Cells(*(part[kept] for part in (cells.number, cells.count, cells.mean, cells.low, cells.high)))
+    return Cells(cells.number[kept], cells.count[kept], cells.mean[kept], cells.low[kept], cells.high[kept])
 
 
 def _line(tier: Tier, name: str, found: str, cells: Cells, width: int, at: Cells, step: Cells) -> Line:

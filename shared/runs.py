@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
@@ -71,14 +72,14 @@ def known_runs(client: Client, own: Keys) -> list[KnownRun]:
     return [run for run in runs if run is not None]
 
 
-def _run(name: str, known: Registered | None, found: list[object]) -> KnownRun | None:
+def _run(name: str, known: Registered | None, found: list[Any]) -> KnownRun | None:
     refused = [error for error in found if isinstance(error, redis.RedisError)]
     if refused and isinstance(refused[0], redis.exceptions.NoPermissionError):
         return None
     with translated():
         for error in refused:
             raise error
-    (phase, reason), (version, step), rows = found  # type: ignore[misc]  # what the three commands answer
+    (phase, reason), (version, step), rows = found
     at = int(rows[0][0].partition(b"-")[0]) / 1000 if rows else known.at if known else None
     number = None if version is None else untrusted.number(version)
     steps = known.steps if known else 0

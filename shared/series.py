@@ -79,7 +79,8 @@ def merged(rows: Iterable[Mapping[str, float]]) -> bytes:
         for name, value in row.items():
             seen.setdefault(name, []).append(value)
     cells = ((name, len(v), math.fsum(v) / len(v), min(v), max(v)) for name, v in seen.items())
-    return msgpack.packb([part for cell in cells for part in cell])
+    packed: bytes = msgpack.packb([part for cell in cells for part in cell])
+    return packed
 
 
 def _of_labels(name: str, parts: Iterable[tuple[Any, Any]]) -> dict[str, float]:

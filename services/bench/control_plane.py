@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def _ask(
         "reference: Redis PING": client.ping,
         "reference: Redis GET": lambda: client.get(keys.heartbeat("rollout:r0000")),
         PROBE: lambda: get(PROBE, "/healthz"),
-        **{route: (lambda r=route, p=path: get(r, p)) for route, path in paths.items()},
+        **{route: partial(get, route, path) for route, path in paths.items()},
     }
     times: dict[str, list[float]] = {name: [] for name in acts}
     for turn in range(requests + 1):

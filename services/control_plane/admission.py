@@ -60,7 +60,7 @@ class AdmissionChanged(Admission):
 
 
 EXAMPLE = {"max_staleness": {"summary": "Two versions of credit", "value": {"max_staleness": 1}}}
-Wanted = Annotated[BudgetsWanted, Body(openapi_examples=EXAMPLE)]  # type: ignore[arg-type]  # a plain dict will do
+Wanted = Annotated[BudgetsWanted, Body(openapi_examples=EXAMPLE)]
 
 
 def add_admission(app: FastAPI) -> None:

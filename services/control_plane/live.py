@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from shared.errors import StreamError
 from shared.history import History
 
 LOOK_S = 1.0
+STATUS_BYTES_PER_S = 100_000  # to each listener
 SILENCE_S = 15.0  # after which a comment shows that the connection lives
 MAX_LISTENERS = 64  # of one process
 QUEUE = 256  # messages that a listener may be behind
@@ -98,6 +100,7 @@ class Feed:
     run: Run
     place: Place
     status: str = ""  # as it was told last
+    status_due: float = 0.0  # monotonic seconds
     listeners: set[asyncio.Queue[Message | None]] = field(default_factory=set)
     task: asyncio.Task[None] | None = None
 
@@ -134,12 +137,12 @@ class Live:
                 for message in missed:
                     heard = message.place
                     yield message.encoded()
-            async for message in told(queue):
-                if message is None:
+            async for said in told(queue):
+                if said is None:
                     yield b": still here\n\n"
-                elif message.kind == "status" or _is_new(message, heard):
-                    heard = _further(heard, message.place)
-                    yield replace(message, place=heard).encoded()
+                elif said.kind == "status" or _is_new(said, heard):
+                    heard = _further(heard, said.place)
+                    yield replace(said, place=heard).encoded()
         finally:
             self._leave(run, queue)
 
@@ -174,14 +177,22 @@ class Live:
         while True:
             await asyncio.sleep(LOOK_S)
             with suppress(StreamError, ValidationError):
-                messages, place = await asyncio.to_thread(news, feed.run, feed.place, PAGE)
-                status = await asyncio.to_thread(self._status_of, feed.run)
-                feed.place = place
-                if status != feed.status:
-                    feed.status = status
-                    messages.append(Message("status", status, place))
+                messages, feed.place = await asyncio.to_thread(news, feed.run, feed.place, PAGE)
+                messages += await self._new_status(feed)
                 for queue in list(feed.listeners):
                     give(queue, messages)
+
+    async def _new_status(self, feed: Feed) -> list[Message]:
+        """The status where it has changed; that of a thousand servers is half a megabyte, and comes less often."""
+        now = time.monotonic()
+        if now < feed.status_due:
+            return []
+        status = await asyncio.to_thread(self._status_of, feed.run)
+        feed.status_due = now + len(status) / STATUS_BYTES_PER_S
+        if status == feed.status:
+            return []
+        feed.status = status
+        return [Message("status", status, feed.place)]
 
 
 def give(queue: asyncio.Queue[Message | None], messages: list[Message]) -> None:

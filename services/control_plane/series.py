@@ -14,7 +14,7 @@ from services.control_plane.resources import LOOK, There
 from services.control_plane.schemas import Answer
 from services.series import HISTOGRAMS, Found, Line, Window
 from shared.histogram import LOG_RATIO_EDGES
-from shared.measures import MEASURES, measure
+from shared.measures import MEASURES, Measure, measure
 from shared.series import Tier
 
 MAX_NAMES = 32
@@ -174,7 +174,7 @@ def add_series(app: FastAPI) -> None:
         )
 
 
-def _measure(name: str, known: series.Measure, labels: list[str]) -> MeasureAnswer:
+def _measure(name: str, known: Measure, labels: list[str]) -> MeasureAnswer:
     kind: Literal["gauge", "share"] = "share" if known.unit == "share" else "gauge"
     return MeasureAnswer(name=name, unit=known.unit, text=known.text, kind=kind, labels=labels[: series.MAX_LABELS])
 
@@ -190,8 +190,8 @@ def _check(name: str) -> None:
 def _line(line: Line) -> dict[str, Any]:
     cells = line.cells
     n = DIGITS[line.tier]
-    columns = (line.at, line.step, cells.mean, cells.low, cells.high, cells.count.astype(int))
-    values = zip(*(part if isinstance(part, list) else part.tolist() for part in columns), strict=True)
+    numbers = (part.tolist() for part in (cells.mean, cells.low, cells.high, cells.count.astype(int)))
+    values = zip(line.at, line.step, *numbers, strict=True)
     points = [
         {"at": at, "step": step, "mean": _short(mean, 9), "min": _short(low, n), "max": _short(high, n), "count": count}
         for at, step, mean, low, high, count in values

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from learner.loop import Learner
+from learner.recording import FOLDER, decode, recorded_files
 from shared.budgets import Budgets
 from shared.letters import letters
+from shared.series import TIERS, Series
 from shared.wishes import OBJECTIVE, Wishes
 from tests.learner.conftest import MakeWorld
 from tests.learner.test_requeue import bury
@@ -56,6 +58,9 @@ def test_a_live_knob_is_what_the_objective_then_has(make_world: MakeWorld) -> No
     trained = learner.training.parts.adjusted.objectives.trained
     assert (dict(trained.knobs), trained.needs) == ({"entropy_weight": 0.0, "eps_high": 0.1}, frozenset())
     assert world.control.history()[-1]["settings"]["eps_high"] == 0.1
+    [recorded] = recorded_files(world.config.run.folder / FOLDER)
+    told = decode((world.config.run.folder / FOLDER / recorded.name).read_bytes())
+    assert told.knobs == {"entropy_weight": 0.0, "eps_high": 0.1}, "what is replayed is what was done"
     wishes.make(OBJECTIVE, b"", "ann")
     learner.iterate()
     assert dict(learner.training.parts.adjusted.objectives.trained.knobs) == {"entropy_weight": 0.01}
@@ -115,3 +120,19 @@ def test_a_letter_that_somebody_wants_back_goes_back_once(make_world: MakeWorld)
     assert set(said(world)) == {f"dead letter {letter.id}: requeued", "dead letter 1-1: there is no such dead letter"}
     asked = [event["by"] for event in world.control.events() if event["text"].endswith("back into the stream")]
     assert asked == ["ann", "ann"]
+
+
+def test_steps_that_a_restore_does_again_are_in_redis_once(make_world: MakeWorld) -> None:
+    world = make_world("learner.groups_per_batch=4", "learner.checkpoint_every=2")
+    learner = world.learner()
+    for _ in range(5):
+        train(world, learner)
+    learner = world.learner()  # of the checkpoint of step 4
+    assert [row["step"] for row in world.control.history()] == [1, 2, 3, 4]
+    for _ in range(2):
+        train(world, learner)
+    assert [row["step"] for row in world.control.history()] == [1, 2, 3, 4, 5, 6]
+    series = Series(world.client, world.keys.series)
+    assert series.read("steps", ["step"], [])["step"].mean.tolist() == [1, 2, 3, 4, 5, 6]
+    for tier in TIERS:
+        assert sum(series.read(tier, ["step"], series.blocks(tier))["step"].count) == 6

@@ -30,7 +30,7 @@ def record_of(tiny_folder: Path, groups: list[Group], **changes: Any) -> StepRec
     batch = build_step(groups, batch_rewards(groups), "group_std", 10_000)
     outcome = take_step(policy, make_optimizer(policy, config), batch, objectives_of(config), config, 1, drawn_by=0)
     parts = parts_of_staleness(batch, [0] * len(groups), Lineage(latest=0))
-    return step_record(1, 0, batch, parts, outcome, [], Clock().stepped(outcome.seconds, 0))
+    return step_record(1, 0, batch, parts, outcome, [], Clock().stepped(outcome.seconds, 0), {})
 
 
 def long_group(index: int, length: int, **changes: Any) -> Group:

@@ -166,8 +166,9 @@ def test_numbers_of_a_row_by_series() -> None:
 
 
 def test_stretches_are_taken_together_from_multiples_on() -> None:
-    numbers, ones = np.arange(5, 12), np.ones(7)
-    found = downsampled(Cells(numbers, ones, numbers * 1.0, numbers - 0.5, numbers + 0.5), 4)
+    numbers, means = np.arange(5, 12), np.arange(5, 12).astype(np.float64)
+    low, high = np.subtract(means, 0.5), np.add(means, 0.5)
+    found = downsampled(Cells(numbers, np.ones(7), means, low, high), 4)
     assert told(found) == [(4, 3, 6, 4.5, 7.5), (8, 4, 9.5, 7.5, 11.5)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -38,7 +39,7 @@ def http(config: Config) -> Iterator[TestClient]:
 
 def ask(http: TestClient, method: str, path: str, authorization: str) -> int:
     headers = {"authorization": authorization} if authorization else {}
-    body = (0 if path == "/v1/lag" else {}) if method == "PUT" else None
+    body: Any = (0 if path == "/v1/lag" else {}) if method == "PUT" else None
     asked = path.replace("{letter_id}", "1-1").replace("{step}", "1") + NEEDED.get(path, "")
     return http.request(method, asked, headers=headers, json=body).status_code
 

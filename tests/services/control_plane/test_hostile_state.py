@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from services.control_plane.app import create_app
+from shared.admission import Admission, Credit
 from shared.config import Config
-from shared.control import ControlState, EvaluationResult
-from shared.keys import Keys
+from shared.control import ControlState, EvaluationResult, Latest
+from shared.keys import RUNS, Keys
 from shared.redis_client import Client
 from tests.fuzz.grammar import Choices, spoiled
 from tests.fuzz.targets import CONTROL
@@ -58,6 +59,18 @@ def test_values_that_are_no_json_are_passed_over(http: TestClient, client: Clien
     all_well(http)
 
 
+@pytest.mark.parametrize("raw", RAW)
+def test_a_wish_that_cannot_be_read_does_not_keep_servers_from_their_leases(
+    client: Client, keys: Keys, raw: bytes
+) -> None:
+    control = ControlState(client, keys)
+    control.announce(control.take_epoch(), Latest(0, -1, 0), 0, [])
+    credit = Credit(versions=2, groups_per_version=4, max_bytes=2**30, group_bytes=1, lease_s=30)
+    for wish in (raw, b'{"max_staleness": "many", "max_bytes": null}', b'{"max_staleness": [], "max_bytes": {}}'):
+        client.hset(keys.desired, "admission", wish)
+        assert len(Admission(client, keys, "r0", credit).lease(1, 0).indices) == 1
+
+
 def test_a_bad_result_does_not_hide_a_good_one(http: TestClient, client: Client, keys: Keys) -> None:
     control = ControlState(client, keys)
     good = EvaluationResult(0, 0.25, 64, 5.0, 1.0, "r0", 1.0)
@@ -87,9 +100,15 @@ def test_wrong_values_in_right_places_are_passed_over(
     client.set(keys.heartbeat("rollout:r0"), beat)
     client.hset(keys.evaluation_results, "0", result)
     client.xadd(keys.events, {"row": event})
-    client.hset(keys.desired, "lag", wish)
+    client.hset(keys.desired, mapping={"lag": wish, "admission": wish, "objective": wish})
+    client.hset(keys.draining, "r0", wish)
+    client.hset(keys.requeues, "1-1", wish)
+    client.hset(RUNS, keys.run_id, wish)
+    client.set(keys.heartbeat("learner"), json.dumps({"kind": "learner", "objective": wish}))
     all_well(http)
-    assert http.get("/v1/lag").status_code == 200
+    looks = ("lag", "admission", "objective", "servers", "servers/r0", "events", "runs", "dead-letters")
+    for look in looks:
+        assert http.get(f"/v1/{look}").status_code == 200, look
 
 
 def test_a_lag_that_nobody_can_ask_for_is_not_what_versions_are_kept_for(client: Client, keys: Keys) -> None:

@@ -170,7 +170,7 @@ WRITES = [
 
 @pytest.mark.parametrize(("method", "path"), WRITES)
 def test_another_sites_page_changes_nothing(http: TestClient, control: ControlState, method: str, path: str) -> None:
-    body = {} if method == "PUT" else None
+    body: Any = {} if method == "PUT" else None
     for headers in ({"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}):
         assert http.request(method, path, json=body, headers=headers).status_code == 403
     assert control.events() == []
