@@ -53,6 +53,7 @@ def row(number: int, at: float, stale: float = 1.0, seed: int = 0) -> dict[str, 
     ratio = np.sort(np.exp(log_ratio))
     whole = statistics(log_ratio)
     fresh = statistics(log_ratio, staleness == 0) if (staleness == 0).any() else None
+    of_step: dict[str, Any] = {name: v for name, v in whole.items() if name not in ("tokens", "weight_share")}
     oldest = int(staleness.max())
     by_bucket = {name: np.isin(staleness, [v for v, n in BUCKETS.items() if n == name]) for name in BUCKETS.values()}
     waits = float(drawn.gamma(2, 0.06))
@@ -82,7 +83,7 @@ def row(number: int, at: float, stale: float = 1.0, seed: int = 0) -> dict[str, 
         compute_s=float(drawn.normal(0.42, 0.02)),
         publish_s=float(drawn.gamma(4, 0.012)),
         by_staleness={name: statistics(log_ratio, of) for name, of in by_bucket.items() if of.any()},
-        **{name: value for name, value in whole.items() if name not in ("tokens", "weight_share")},
+        **of_step,
     ) | {
         "log_ratio_counts": np.histogram(log_ratio, [-np.inf, *LOG_RATIO_EDGES, np.inf])[0].tolist(),
         "by_server": {name: statistics(log_ratio, server == i) for i, name in enumerate(SERVERS)},

@@ -5,6 +5,7 @@ import {Plot} from "./plot.js";
 import {state, stepOf} from "./store.js";
 import {$, element, ess, known, percent, rate, short} from "./text.js";
 
+const LEAST_LOST = 1e-6;  // an ESS beyond is drawn at the edge and written as 1
 const seconds = (v) => `${short(v)} s`;
 const STAGES = {
   staleness: [["queue_mean", "queue", "--c3"], ["flight_mean", "flight", "--c2"], ["lag_mean", "lag", "--c1"]],
@@ -59,8 +60,8 @@ export const all = () => zoom(null);
 
 export function show() {
   if (!plots) return;
-  const log = $("scale").value === "log", lost = (v) => known(v) ? Math.max(1 - v, 1e-9) : null;
-  const ofEss = log ? lost : (v) => v, written = log ? (v) => ess(1 - v) : ess;
+  const log = $("scale").value === "log", lost = (v) => known(v) ? Math.max(1 - v, LEAST_LOST) : null;
+  const ofEss = log ? lost : (v) => v, written = log ? (v) => ess(v > LEAST_LOST ? 1 - v : 1) : ess;
   paint(plots.reward, [
     {key: "reward_mean", label: "reward", color: "--blue", write: rate, least: 0},
     {key: "held-out", label: "held-out accuracy", color: "--orange", write: rate, dots: true, thin: true, points: heldOut()},
@@ -68,7 +69,7 @@ export function show() {
   paint(plots.ess, [
     {key: "token_ess", label: "token", color: "--blue", write: written, of: ofEss, least: 0, most: 1},
     {key: "sequence_ess", label: "sequence", color: "--violet", write: written, of: ofEss, thin: true},
-    {key: "floor_token_ess", label: "floor", color: "--grey", write: written, of: ofEss, thin: true},
+    {key: "floor_token_ess", label: "floor", color: "--grey", write: written, of: ofEss, thin: true, sparse: true, points: floor()},
   ], {log, enveloped: true});
   stack(plots.staleness, STAGES.staleness, short, {key: "staleness_max", label: "oldest", color: "--grey", thin: true, write: short});
   stack(plots.time, STAGES.time, seconds);
@@ -103,6 +104,11 @@ function stack(plot, parts, write, line) {
   const most = line && state.series.get(line.key);
   const more = most && most.step.length === x.length ? [[line], [most.mean]] : [[], []];
   plot.show([...lines, ...more[0]], x.length ? [x, ...sums, ...more[1]] : [[]]);
+}
+
+function floor() {  // of tokens that are not stale; where there are none for long, what the servers have proved
+  const [own, proved] = ["floor_token_ess", "servers.floor_token_ess"].map((name) => state.series.get(name) || {at: [], step: [], mean: []});
+  return (proved.at.at(-1) || 0) > (own.at.at(-1) || 0) + 60 || !own.mean.some(known) ? proved : own;
 }
 
 function heldOut() {

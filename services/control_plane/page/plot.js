@@ -4,7 +4,7 @@ import {element, known, put, short} from "./text.js";
 
 const HEIGHT = 190;
 export const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-export const AXIS_WIDTH = 50;
+export const AXIS_WIDTH = 54;
 
 export class Plot {
   // lines: [{key, label, color, write, band, area, dots}], data: {x, ys: [[...]]}
@@ -47,7 +47,7 @@ export class Plot {
     this.chart = new uPlot({
       width: this.box.clientWidth || 300, height: HEIGHT, legend: {show: false}, padding: [8, 10, 0, 0],
       cursor: {sync: {key: "steps", setSeries: false}, drag: {x: true, y: false, setScale: false}, y: false, points: {size: 7}},
-      scales: {x: {time: false}, y: log ? {distr: 3, dir: -1, range: (u, low, high) => [Math.max(low || 1e-6, 1e-9), 1]} : {range: ranged(lines)}},
+      scales: {x: {time: false}, y: log ? {distr: 3, dir: -1, range: (u, low, high) => [Math.max(low || 1e-6, 1e-6), 1]} : {range: ranged(lines)}},
       axes: [
         {...axis, size: 24, space: 70, values: (u, splits) => splits.map((v) => Number.isInteger(v) ? v.toLocaleString("en") : "")},
         {...axis, size: AXIS_WIDTH, space: 30, splits: log ? decades : undefined, values: (u, splits) => splits.map((v) => log ? decade(v) : tick(v))},
@@ -121,7 +121,7 @@ export class Plot {
       }));
     }
     const texts = shown.map((line) => {
-      const value = line.own ? line.own[index] : last(data[this.lines.indexOf(line) + 1], index, line.dots || line.dashed);
+      const value = line.own ? line.own[index] : last(data[this.lines.indexOf(line) + 1], index, line.dots || line.dashed || line.sparse);
       return known(value) ? (line.write || short)(value) : "–";
     });
     texts.forEach((text, i) => put(this.legend.children[i].lastChild, text));

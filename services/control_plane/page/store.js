@@ -4,7 +4,7 @@ const HELD = "trustbatch-token";  // in this tab alone, for as long as it is ope
 const POINTS = 240, COLUMNS = 120, LIVE_MOST = 200;  // live points are thinned by asking again
 export const NAMES = [
   "reward_mean", "token_ess", "sequence_ess", "floor_token_ess", "lag_mean", "flight_mean", "queue_mean", "staleness_max",
-  "compute_s", "wait_s", "publish_s", "policy_version",
+  "compute_s", "wait_s", "publish_s", "policy_version", "servers.floor_token_ess",
 ];
 export const state = {
   status: null, dial: null, servers: [], runs: [], metrics: [], row: null,
@@ -96,6 +96,7 @@ export function addRow(row) {  // returns false where it is time to ask for the 
 
 function values(row, name) {  // of `by_staleness.token_ess` one for each label
   const [outer, inner] = name.split(".");
+  if (outer === "servers") return [];  // not in the rows of steps
   if (!inner) return outer in row ? [[name, row[outer]]] : [];
   return Object.entries(row[outer] || {}).map(([label, part]) => [`${name}|${label}`, part[inner]]);
 }

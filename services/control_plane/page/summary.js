@@ -8,7 +8,7 @@ const PARTS = {
   ess: ["Effective sample size", (n) => ess(n.token_ess), (n) => `warns below ${ess(n.warn_below)}, bad below ${ess(n.bad_below)}`],
   floor: ["Numerics floor", (n) => ess(n.token_ess), (n) => known(n.mean_nats) ? `${short(n.mean_nats)} nats a token on the same weights` : "ESS on the same weights"],
   staleness: ["Staleness", (n) => short(n.mean), (n) => `versions; oldest ${n.max}; lag ${short(n.lag)}, flight ${short(n.flight)}, queue ${short(n.queue)}`],
-  concentration: ["Weight on 1 % of tokens", (n) => percent(n.weight_share), (n) => n.mostly ? `mostly ${n.mostly}` : "1 % where all count alike"],
+  concentration: ["Weight on 1 % of tokens", (n) => percent(n.weight_share), (n, level) => n.mostly && level !== "good" ? `mostly ${n.mostly}` : "1 % where all count alike"],
 };
 
 export function showVerdict() {
@@ -21,7 +21,7 @@ export function showVerdict() {
   $("parts").replaceChildren(...Object.keys(PARTS).filter((name) => parts[name]).map((name) => {
     const [title, value, note] = PARTS[name], part = parts[name];
     const number = element("dd", {class: `value ${part.level}`}, shape(part.level), value(part.numbers), element("span", {class: "unseen"}, WORDS[part.level]));
-    return element("div", {title: part.sentence, id: `part-${name}`}, element("dt", {}, title), number, element("dd", {class: "note"}, note(part.numbers)));
+    return element("div", {title: part.sentence, id: `part-${name}`}, element("dt", {}, title), number, element("dd", {class: "note"}, note(part.numbers, part.level)));
   }));
 }
 
