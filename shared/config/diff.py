@@ -57,6 +57,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "learner.passes": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "learner.publish_every": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission": (LEARNER, ROLLOUT),
+    "admission.max_bytes": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission.max_staleness": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission.lease_s": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission.dead_letter_bytes": (LEARNER,),
@@ -66,6 +67,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "admission.window": (LEARNER,),
     "control_plane": (CONTROL_PLANE,),
     "metrics": (LEARNER, ROLLOUT),
+    "metrics.tracker": (LEARNER,),
 }
 
 # With another value of these, prompts, held-out questions or weights are not those that the run began with.
