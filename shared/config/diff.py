@@ -58,6 +58,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "learner.passes": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "learner.publish_every": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission": (LEARNER, ROLLOUT),
+    "admission.max_bytes": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission.max_staleness": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission.lease_s": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission.dead_letter_bytes": (LEARNER,),
@@ -68,6 +69,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "control_plane": (CONTROL_PLANE,),
     "control_plane.history_bytes": (LEARNER, CONTROL_PLANE),
     "metrics": (LEARNER, ROLLOUT),
+    "metrics.tracker": (LEARNER,),
 }
 
 # With another value of these, prompts, held-out questions or weights are not those that the run began with.

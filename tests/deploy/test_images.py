@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from learner.trackers.base import PACKAGES
 from tests.deploy.composed import ROOT
 from tests.deploy.dockerfile import DOCKERFILE, ancestry, stages
 
@@ -110,6 +111,7 @@ def test_a_lock_holds_what_its_image_imports_at_the_versions_that_the_tests_run_
     needed = {name for room in rooms for name in imported(ROOT / room)} - {"matplotlib"}  # plots are made elsewhere
     if image.startswith("learner"):
         needed -= {"vllm"}  # store.transfer.kind nccl alone asks for it, and says so where it is not
+        needed -= set(PACKAGES)  # so does metrics.tracker
     for name in needed:
         choices = {owner.replace("_", "-").lower() for owner in owners.get(name, [name])}
         if name == "vllm":
