@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -68,9 +69,23 @@ class StepBatch:
         return tuple(t for group in self.groups for t in group.trajectories)
 
     @property
+    def drawn(self) -> tuple[Trajectory, ...]:
+        """The policy's own trajectories, in order."""
+        return tuple(compress(self.trajectories, self.own))
+
+    @property
     def trained_tokens(self) -> int:
         """The trained tokens of the step."""
         return len(self.versions)
+
+    @property
+    def means(self) -> list[tuple[float, float]]:
+        """Of each group the mean length, tokens, and the mean reward of the policy's own trajectories."""
+        group_of, drawn = self.group_of.numpy()[self.own], self.drawn
+        counts = np.bincount(group_of)
+        lengths = np.bincount(group_of, weights=[t.length for t in drawn]) / counts
+        rewards = np.bincount(group_of, weights=[t.reward for t in drawn]) / counts
+        return list(zip(lengths.tolist(), rewards.tolist(), strict=True))
 
     @property
     def sequence_of(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a step costs, measured where it runs: `python -m learner.bench shadows` (or `phases`, `patches`) prints JSON.
+"""What a step costs, measured where it runs: `python -m learner.bench shadows` (or another of BENCHMARKS) prints JSON.
 
 Every variant takes the same step in turn, round after round, and is compared with the first one of its own round:
 whatever else the machine does meets all of them. Needs no Redis.
@@ -188,10 +188,18 @@ def patches(device: torch.device, rounds: int) -> dict[str, Any]:
     return measure(device, rounds)
 
 
+def measures(device: torch.device, rounds: int) -> dict[str, Any]:
+    """What all that is measured of a step adds to it."""
+    from learner.bench_measures import measure
+
+    return measure(device, rounds)
+
+
 BENCHMARKS: dict[str, Callable[[torch.device, int], dict[str, Any]]] = {
     "shadows": shadows,
     "phases": phases,
     "patches": patches,
+    "measures": measures,
 }
 
 

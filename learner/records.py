@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from learner.batch import Int64Array, StepBatch
-from learner.objective.core import Step
-from learner.objective.staleness import bucket_name, staleness_bucket
-from learner.objective.statistics import by_key
+from learner.batch import StepBatch
+from learner.parts import Parted
 from learner.split import Split
-from learner.staleness import StalenessParts, arm_of
+from learner.staleness import StalenessParts
 from learner.step import StepOutcome
 from shared.histogram import LOG_RATIO_EDGES
-from shared.records import MOST_LABELS, OTHERS, StepRecord
+from shared.records import StepRecord
 
-PART_FIELDS = (
-    "tokens",
-    "token_ess",
-    "sequence_ess",
-    "ratio_p50",
-    "ratio_max",
-    "top_1_percent_mass",
-    "kl",
-    "capped_share",
-)
 STEP_FIELDS = frozenset(field.name for field in fields(StepRecord)) - {"tokens"}  # trained ones, an expert's too
-POSITIONS = (16, 64, 256, 1024)  # where a bucket of positions in the completion begins
-POSITION_NAMES = ("0-15", "16-63", "64-255", "256-1023", "1024+")
 
 
 @dataclass(frozen=True)
@@ -62,7 +46,7 @@ def step_record(
     split: Split | None = None,
 ) -> StepRecord:
     """The record of one step; what publishing took is filled in later."""
-    trajectories = [t for group in batch.groups for t in group.own]
+    trajectories = batch.drawn
     lengths = np.array([t.length for t in trajectories])
     of_all = asdict(outcome.statistics.summary())
     return StepRecord(
@@ -87,7 +71,7 @@ def step_record(
         split_staleness=split.staleness if split else None,
         **_of_staleness(parts),
         **_of_outcome(outcome),
-        **_of_parts(batch, parts.total, outcome),
+        **Parted(batch, outcome).parts(parts.total),
         **asdict(pace),
         **{name: of_all[name] for name in of_all.keys() & STEP_FIELDS},
     )
@@ -117,69 +101,3 @@ def _of_outcome(outcome: StepOutcome) -> dict[str, Any]:
         "skipped": outcome.skipped,
         "compute_s": outcome.seconds,
     }
-
-
-def _of_parts(batch: StepBatch, staleness: Int64Array, outcome: StepOutcome) -> dict[str, Any]:
-    """The statistics by staleness, environment, server, position and arm."""
-    own = outcome.own.drawn()
-    drawn = ~batch.expert.numpy()
-    positions = torch.bucketize(torch.from_numpy(batch.positions[drawn]), torch.tensor(POSITIONS), right=True)
-    return {
-        "by_staleness": _by(own, outcome, staleness_bucket(torch.from_numpy(staleness)), bucket_name),
-        "by_environment": _by(own, outcome, *_of_groups(own, bounded([g.environment for g in batch.groups]))),
-        "by_server": _by(own, outcome, *_of_groups(own, bounded([g.server_id for g in batch.groups]))),
-        "by_position": _by(own, outcome, positions, POSITION_NAMES.__getitem__),
-        "by_arm": _arms(own, outcome, batch, staleness),
-    }
-
-
-def bounded(labels: Sequence[str]) -> list[str]:
-    """The label of each group; beyond MOST_LABELS of them, those of the fewest groups are OTHERS."""
-    counts = Counter(labels)
-    named = sorted(counts, key=lambda label: (-counts[label], label))[:MOST_LABELS]
-    return [label if label in named else OTHERS for label in labels]
-
-
-def _by(own: Step, outcome: StepOutcome, key_of: Tensor, name_of: Callable[[int], str]) -> dict[str, dict[str, float]]:
-    """The statistics of every key's tokens, by the key's name."""
-    mine = slice(None) if outcome.own.expert is None else ~outcome.own.expert
-    parts = by_key(
-        own.log_ratio,
-        own.sequence_of,
-        own.sequences,
-        key_of.to(own.sequence_of.device),
-        weight=outcome.weight[mine],
-        cut=outcome.cut[mine],
-    )
-    found = {}
-    for key, part in parts.items():
-        of_part = asdict(part.summary())
-        shown = {name: of_part[name] for name in PART_FIELDS}
-        found[name_of(key)] = shown | {"weight_share": part.weight_share(outcome.statistics)}
-    return found
-
-
-def _of_groups(own: Step, labels: Sequence[str]) -> tuple[Tensor, Callable[[int], str]]:
-    """The number of the label of each token's group, and what it is called."""
-    names = sorted(set(labels))
-    number = torch.tensor([names.index(label) for label in labels], device=own.group_of.device)
-    return number[own.group_of][own.sequence_of], names.__getitem__
-
-
-def _arms(own: Step, outcome: StepOutcome, batch: StepBatch, staleness: Int64Array) -> dict[str, dict[str, float]]:
-    """Ratios, rewards, lengths and staleness of every arm."""
-    labels = [arm_of(group) for group in batch.groups]
-    key_of, name_of = _of_groups(own, labels)
-    found = _by(own, outcome, key_of, name_of)
-    where = key_of.cpu().numpy()
-    for key, name in enumerate(sorted(found)):
-        groups = [group for group, label in zip(batch.groups, labels, strict=True) if label == name]
-        trajectories = [t for group in groups for t in group.own]
-        found[name] |= {
-            "groups": len(groups),
-            "trajectories": len(trajectories),
-            "reward_mean": float(np.mean([t.reward for t in trajectories])),
-            "length_mean": float(np.mean([t.length for t in trajectories])),
-            "staleness_mean": float(staleness[where == key].mean()),
-        }
-    return found

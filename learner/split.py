@@ -115,6 +115,7 @@ def split(batch: StepBatch, own: Step, then: PolicyModel, groups: list[int], ver
     at_version = _in_order(logprobs_now(then, sample), sample.sequence_of)
     versions = _in_order(torch.from_numpy(sample.versions), sample.sequence_of)
     mine, place = _places(batch, groups)
+    mine = mine.to(own.policy_logprobs.device)
     now, behavior = (_in_order(v[mine], place).double().cpu() for v in (own.policy_logprobs, own.behavior_logprobs))
     at_version, drawn = at_version.double().cpu(), versions == version
     return Split(

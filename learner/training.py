@@ -36,7 +36,7 @@ from learner.provision import Provision
 from learner.publish import Publisher, oldest_in_a_row, versions_to_keep
 from learner.recorder import Recorder
 from learner.records import step_record
-from learner.screening import Rules, length_and_reward
+from learner.screening import Rules
 from learner.split import Splitter
 from learner.staleness import parts_of_staleness
 from learner.startup import Begin, config_row
@@ -227,7 +227,7 @@ class Training:
             return
         parts.metrics.count_staleness(staleness.total, asdict(staleness))
         if last_pass:
-            parts.metrics.count_trained(map(length_and_reward, batch.groups))
+            parts.metrics.count_trained(batch.means)
         self._skipped_in_a_row = 0
         self._steps_unpublished += 1
         for held in minibatch.held if last_pass else ():

@@ -61,12 +61,12 @@ class Appender:
 
     async def _store(self, send: Callable[[], Appended]) -> Appended:
         """Sends until Redis has said what became of it."""
-        sent = 0
+        sent, refused = 0, False  # refused: the newest time, because Redis was full
 
         def attempt() -> Appended:
             nonlocal sent
             sent += 1
-            if sent > 1:
+            if sent > 1 and not refused:
                 self._parts.metrics.appends_resent.inc()
             return send()
 
@@ -75,6 +75,7 @@ class Appender:
             try:
                 stored = await self._parts.patience("append a group", attempt)
             except OutOfMemoryError:
+                refused = True
                 deadline.check()
                 self._parts.status.say("append", "waiting for room in Redis, which is at maxmemory")
                 self._parts.metrics.wait_seconds.labels("Redis memory").inc(MEMORY_POLL_S)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from learner.trackers.base import Opener, Place, Point, Tracker, opener_of
@@ -76,19 +76,24 @@ class Follower:
                 while not self._ending and self._final <= tried:
                     self._changed.wait()
                 done, tried = self._ending, self._final
-            self._give(tried)
-        if self._tracker is not None:
-            with suppress(Exception):
-                self._tracker.close()
+            self._whatever_happens(partial(self._give, tried))
+        self._whatever_happens(self._end)
 
     def _give(self, final: int) -> None:
+        if final > self._sent:
+            tracker = self._opened()
+            for points in self._new(final):
+                tracker.send(points)
+                self._note(points[-1].step)
+                self._metrics.tracker_rows.inc(len(points))
+
+    def _end(self) -> None:
+        if self._tracker is not None:
+            self._tracker.close()
+
+    def _whatever_happens(self, work: Callable[[], None]) -> None:
         try:
-            if final > self._sent:
-                tracker = self._opened()
-                for points in self._new(final):
-                    tracker.send(points)
-                    self._note(points[-1].step)
-                    self._metrics.tracker_rows.inc(len(points))
+            work()
             self._failing = False
         except Exception as error:  # noqa: BLE001 - foreign code may raise anything, and the run is worth more
             self._metrics.tracker_failures.inc()

@@ -11,7 +11,7 @@ from learner.trackers.base import Place, Point
 
 AT_ONCE = 1000  # metrics in one call: what MLflow takes
 TAG = "trustbatch.run"
-STEP = "step"  # the last of each point's numbers
+STEP = "step"  # the last of each point's numbers: with it, the point is there
 
 
 class Mlflow:
@@ -29,8 +29,8 @@ class Mlflow:
         """Each call comes back when the server, or the folder, has it."""
         for point in points:
             at = round(1000 * point.at)
-            numbers = sorted(point.values.items(), key=lambda item: item[0] == STEP)
-            metrics = [Metric(name, value, at, point.step) for name, value in numbers]
+            numbers = point.values | {STEP: float(point.step)}
+            metrics = [Metric(name, value, at, point.step) for name, value in numbers.items()]
             for start in range(0, len(metrics), AT_ONCE):
                 self._client.log_batch(self._run_id, metrics=metrics[start : start + AT_ONCE])
 

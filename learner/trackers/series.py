@@ -19,7 +19,7 @@ def point_of(row: Mapping[str, Any]) -> Point:
 
 def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for metric in STEP:
-        if row.get(metric.field) is not None:
+        if metric.field != "step" and row.get(metric.field) is not None:
             yield metric.field, float(row[metric.field])
     for metric in PARTS:
         part, _, number = metric.field.partition(".")

@@ -3,7 +3,8 @@
 A Redis of its own is filled as a run would fill it, through the same scripts: heartbeats of so many rollout servers, a
 row of the history for every step of so many days, samples of the fleet. Then a control plane of its own, one process,
 is asked every route in turn over one connection, and between them Redis a PING and a GET, and the control plane its
-liveness probe, which reads nothing.
+liveness probe, which reads nothing. Processor time, of the control plane alone, tells a slow route from a busy
+machine.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import track
@@ -36,6 +37,7 @@ from shared.process import Deadline
 from shared.redis_client import Client, connect
 from shared.series import Series
 
+T = TypeVar("T")
 ID = "bench"
 START_S = 60.0
 ROUTES = {
@@ -80,8 +82,8 @@ def measure(servers: int, days: float, step_every_s: float, requests: int) -> di
             empty = client.info("memory")["used_memory"]
             rows = _fill(client, keys, config, servers, days, step_every_s)
             held = client.info("memory")["used_memory"] - empty
-            with _serving(Path(name), config, client, keys) as port:
-                times, sizes = _ask(port, client, keys, servers, requests)
+            with _serving(Path(name), config, client, keys) as (port, pid):
+                asked = _ask(port, pid, client, keys, servers, requests)
             kept = _kept(client, keys)
         finally:
             redis.stop()
@@ -95,7 +97,7 @@ def measure(servers: int, days: float, step_every_s: float, requests: int) -> di
         "history_bytes": int(config.control_plane.history_bytes),
         "redis_bytes": held,
         "kept": kept,
-        "routes": {route: quantiles(times[route]) | {"bytes": sizes.get(route, 0)} for route in times},
+        "routes": asked,
     }
 
 
@@ -116,9 +118,10 @@ def table(found: Mapping[str, Any]) -> str:
         f"Redis holds {found['redis_bytes']:,} bytes; control_plane.history_bytes is {found['history_bytes']:,}: "
         + ", ".join(f"{name} {kept:,}" for name, kept in found["kept"].items())
     )
-    columns = f"{'':<30}{'p50 ms':>10}{'p99 ms':>10}{'max ms':>10}{'bytes':>12}"
+    columns = f"{'':<30}{'p50 ms':>10}{'p99 ms':>10}{'max ms':>10}{'CPU ms':>10}{'bytes':>12}"
     rows = (
-        f"{route:<30}{row['p50_ms']:>10.2f}{row['p99_ms']:>10.2f}{row['max_ms']:>10.2f}{row['bytes']:>12,}"
+        f"{route:<30}{row['p50_ms']:>10.2f}{row['p99_ms']:>10.2f}{row['max_ms']:>10.2f}{row['cpu_ms']:>10.2f}"
+        f"{row['bytes']:>12,}"
         for route, row in found["routes"].items()
     )
     return "\n".join([head, memory, columns, *rows])
@@ -133,19 +136,31 @@ def _fill(client: Client, keys: Keys, config: Config, servers: int, days: float,
     console = Console(stderr=True)
     now = time.time()
     times = [now - days * 86_400 + n * step_every_s for n in range(int(days * 86_400 / step_every_s))]
-    for n, at in enumerate(track(times, "history", console=console, transient=True), 1):
-        fill_history(client, keys, config, n, at)
-    samples = range(int(days * 144))
-    for n in track(samples, "samples of the fleet", console=console, transient=True):
-        fill_fleet(client, keys, config, servers, now - days * 86_400 + 600 * n, n)
+    fill_history(client, keys, config, 1, times[0])  # loads the scripts
+    for some in track(_batches(times[1:]), "history", console=console, transient=True):
+        with client.pipeline(transaction=False) as pipe:
+            for n, at in some:
+                fill_history(pipe, keys, config, n + 2, at)
+            pipe.execute()
+    for some in track(_batches(range(int(days * 48))), "samples of the fleet", console=console, transient=True):
+        with client.pipeline(transaction=False) as pipe:
+            for _, n in some:
+                fill_fleet(pipe, keys, config, servers, now - days * 86_400 + 1800 * n, n)
+            pipe.execute()
     for n in range(servers):
         beat(client, keys, n)
     return len(times)
 
 
+def _batches(values: Sequence[T]) -> list[list[tuple[int, T]]]:
+    """The values with their places, fifty at a time."""
+    numbered = list(enumerate(values))
+    return [numbered[i : i + 50] for i in range(0, len(numbered), 50)]
+
+
 @contextmanager
-def _serving(folder: Path, config: Config, client: Client, keys: Keys) -> Iterator[int]:
-    """A control plane as a process; its port."""
+def _serving(folder: Path, config: Config, client: Client, keys: Keys) -> Iterator[tuple[int, int]]:
+    """A control plane as a process; its port and process id."""
     file = folder / "config.yaml"
     file.write_text(dump_config(config))
     command = [sys.executable, "-m", "services.control_plane", "--config", str(file), "--id", ID]
@@ -157,16 +172,14 @@ def _serving(folder: Path, config: Config, client: Client, keys: Keys) -> Iterat
                 raise ConfigError(f"the control plane ended with {process.returncode} while starting")
             deadline.check()
             time.sleep(0.05)
-        yield int(str(status["address"]).rsplit(":", 1)[1].strip("/"))
+        yield int(str(status["address"]).rsplit(":", 1)[1].strip("/")), process.pid
     finally:
         process.terminate()
         process.wait()
 
 
-def _ask(
-    port: int, client: Client, keys: Keys, servers: int, requests: int
-) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of every request by route, and the bytes of the last answer."""
+def _ask(port: int, pid: int, client: Client, keys: Keys, servers: int, requests: int) -> dict[str, dict[str, float]]:
+    """By route: how long an answer takes, in turns with all others; processor time of the control plane; bytes."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     now, sizes = int(time.time()), dict[str, int]()
     paths = {
@@ -195,8 +208,20 @@ def _ask(
             act()
             if turn:  # the first of each opens connections
                 times[name].append(time.perf_counter() - began)
+    found = {name: quantiles(times[name]) | {"cpu_ms": 0.0, "bytes": sizes.get(name, 0)} for name in acts}
+    for name in (PROBE, *paths):
+        before, again = _cpu_s(pid), requests // 10 + 1
+        for _ in range(again):
+            acts[name]()
+        found[name]["cpu_ms"] = 1000 * (_cpu_s(pid) - before) / again
     connection.close()
-    return times, sizes
+    return found
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor seconds of every thread of a process."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def _kept(client: Client, keys: Keys) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import FastAPI, Query
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -15,7 +16,7 @@ from services.control_plane.schemas import Answer
 from services.series import HISTOGRAMS, Found, Line, Window
 from shared.histogram import LOG_RATIO_EDGES
 from shared.measures import MEASURES, Measure, measure
-from shared.series import Tier
+from shared.series import Floats, Tier
 
 MAX_NAMES = 32
 DIGITS = {"steps": 12, "minutes": 7, "hours": 7}  # that a kept number has
@@ -190,18 +191,21 @@ def _check(name: str) -> None:
 def _line(line: Line) -> dict[str, Any]:
     cells = line.cells
     n = DIGITS[line.tier]
-    numbers = (part.tolist() for part in (cells.mean, cells.low, cells.high, cells.count.astype(int)))
-    values = zip(line.at, line.step, *numbers, strict=True)
+    shown = (significant(cells.mean, 9), significant(cells.low, n), significant(cells.high, n), cells.count.astype(int))
+    values = zip(line.at, line.step, *(part.tolist() for part in shown), strict=True)
     points = [
-        {"at": at, "step": step, "mean": _short(mean, 9), "min": _short(low, n), "max": _short(high, n), "count": count}
+        {"at": at, "step": step, "mean": mean, "min": low, "max": high, "count": count}
         for at, step, mean, low, high, count in values
     ]
     return {"name": line.name, "label": line.label, "tier": line.tier, "points": points}
 
 
-def _short(value: float, digits: int) -> float:
-    """Without the digits that were not kept."""
-    return float(f"{value:.{digits}g}")
+def significant(values: Floats, digits: int) -> Floats:
+    """Without the digits that were not kept: an answer has tens of thousands of numbers."""
+    size = np.abs(values)
+    power = np.minimum(digits - 1 - np.floor(np.log10(np.where(size > 0, size, 1.0))), 300)
+    scale = 10.0 ** np.abs(power)  # a whole power of ten, so that what is divided by it has few digits again
+    return np.where(power >= 0, np.round(values * scale) / scale, np.round(values / scale) * scale)
 
 
 def _columns(bins: list[str], found: Found) -> list[Column]:

@@ -32,6 +32,14 @@ def test_every_variant_is_compared_with_the_step_without_shadows(
         assert all(ratio > 0 for ratio in found["ratio"].values())
 
 
+def test_what_is_measured_of_a_step_is_told_beside_the_step(capsys: pytest.CaptureFixture[str]) -> None:
+    learner.bench.main(["measures", "--device", "cpu", "--rounds", "1"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["milliseconds"].keys() == {"step", "update_norm", "record", "examples", "split"}
+    assert all(taken > 0 for taken in told["milliseconds"].values())
+    assert told["share_of_the_step"] > 0
+
+
 def test_the_first_pass_is_a_part_of_the_step_where_it_keeps_no_graph(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

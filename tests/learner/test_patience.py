@@ -31,8 +31,8 @@ class Outage:
         self.reopened = 0
         self.stop = StopFlag()
         log = configure("run", "learner", "critical")
-        self.counters = LearnerMetrics().redis
-        self.patience = Patience(self._reopen, self.said.append, self.stop, log, self.counters, outage_s)
+        self.metrics = LearnerMetrics()
+        self.patience = Patience(self._reopen, self.said.append, self.stop, log, self.metrics.redis, outage_s)
 
     def _reopen(self) -> None:
         self.reopened += 1
@@ -89,3 +89,13 @@ def test_what_only_informs_is_left_out_when_redis_is_full() -> None:
     full = Away(9, OutOfMemoryError("OOM"))
     outage.patience.tell("add to the history", full)
     assert (full.times, outage.reopened) == (8, 0)
+    assert outage.metrics.registry.get_sample_value("trustbatch_redis_left_out_total") == 1
+
+
+def test_every_outage_and_every_retry_is_counted() -> None:
+    outage = Outage()
+    for away in (0, 3, 1):
+        assert outage.patience("read groups", Away(away)) == "done"
+    value = outage.metrics.registry.get_sample_value
+    assert value("trustbatch_redis_outages_total") == 2
+    assert value("trustbatch_redis_retries_total") == 4

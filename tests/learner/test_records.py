@@ -15,7 +15,8 @@ from learner.lineage import Lineage
 from learner.model import PolicyModel
 from learner.objectives import objectives_of
 from learner.pace import Clock
-from learner.records import bounded, step_record
+from learner.parts import bounded
+from learner.records import step_record
 from learner.staleness import parts_of_staleness
 from learner.step import make_optimizer, take_step
 from shared.config.learner import LearnerConfig

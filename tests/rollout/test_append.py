@@ -69,6 +69,9 @@ async def test_an_append_whose_answer_was_lost_counts_as_stored(run: Run, parts:
     assert await Appender(unlucky).append(builders.group(0, size=4)) is Appended.STORED
     assert [entry.prompt_index for entry in run.read()] == [0]
     assert discarded(parts, "duplicate") == 0
+    value = parts.metrics.registry.get_sample_value
+    names = ("rollout_appends_resent", "redis_outages", "redis_retries")
+    assert [value(f"trustbatch_{name}_total") for name in names] == [1, 1, 1]
 
 
 async def test_a_group_waits_while_redis_is_full(config: Config, tiny_model: Path, own_redis: RedisServer) -> None:
@@ -84,6 +87,7 @@ async def test_a_group_waits_while_redis_is_full(config: Config, tiny_model: Pat
     assert parts.status.heartbeat.status["state"] == "waiting for room in Redis, which is at maxmemory"
     run.client.config_set("maxmemory", 0)
     assert await asyncio.wait_for(appending, 5) is Appended.STORED
+    assert parts.metrics.registry.get_sample_value("trustbatch_rollout_appends_resent_total") == 0
 
 
 async def test_the_wait_for_a_full_redis_has_an_end(config: Config, tiny_model: Path, own_redis: RedisServer) -> None:
@@ -115,3 +119,5 @@ async def test_a_prompt_is_tried_three_times_and_then_ends_as_a_failure(run: Run
     assert len(entry.failure) == 1000
     assert run.leased() == 3
     assert discarded(parts, "failure: deadline") == 3
+    retried = parts.metrics.registry.get_sample_value("trustbatch_rollout_groups_retried_total", {"reason": "deadline"})
+    assert retried == 2

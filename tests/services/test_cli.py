@@ -42,6 +42,7 @@ def test_help_names_every_command_and_a_first_step() -> None:
         "rollout",
         "learner",
         "objectives",
+        "metrics",
         "control-plane",
         "prepare",
         "load",

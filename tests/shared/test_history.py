@@ -70,8 +70,8 @@ def _json(row: dict[str, Any]) -> str:
     return json.dumps(row)
 
 
-@pytest.mark.parametrize("back_to", [0, 1, 37, 150, 199])
-@pytest.mark.parametrize("every_s", [0.9, 17.3, 400.0])
+@pytest.mark.parametrize("back_to", [0, 1, 150, 199])
+@pytest.mark.parametrize("every_s", [0.9, 400.0])
 def test_what_a_restore_takes_back_and_does_again_counts_once(
     client: Client, keys: Keys, history: History, back_to: int, every_s: float
 ) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from services.control_plane.app import create_app
-from services.control_plane.series import MAX_NAMES
+from services.control_plane.series import MAX_NAMES, significant
 from shared.config import Config
 from shared.control import ControlState
 from shared.keys import Keys
@@ -155,3 +156,10 @@ def test_an_empty_run_and_one_that_is_not_there(http: TestClient) -> None:
     assert series(http, "name=step&name=servers.in_flight") == {"resolution_s": 3600.0, "tier": "hours", "series": []}
     answer = http.get("/v1/series?name=step&run=somebody-elses")
     assert (answer.status_code, "/v1/runs lists" in answer.json()["detail"]) == (404, True)
+
+
+@pytest.mark.parametrize("digits", [7, 9, 12])
+def test_numbers_are_told_to_the_digits_that_were_kept(digits: int) -> None:
+    values = [0.0, 1.0, -1.0, 0.1, 1 / 3, -2e-9 / 7, 134_217_728.0, 1.7e9, 9.9999999e-5, 123_456_789_012.0, 1e-300]
+    found = significant(np.array(values), digits).tolist()
+    assert found == [float(f"{value:.{digits}g}") for value in values]
