@@ -160,7 +160,8 @@ def _floor_ess(status: RunStatus, rows: Sequence[Row]) -> float | None:
     if measured:
         return measured[-1]
     servers = [member.values for member in status.of_kind("rollout") if member.alive]
-    return min(_numbers(servers, "floor_token_ess"), default=None)
+    said = [value for value in _numbers(servers, "floor_token_ess") if 0 <= value <= 1]  # whatever else they say
+    return min(said, default=None)
 
 
 def _floor(status: RunStatus, rows: Sequence[Row], ess: float | None) -> Part | None:

@@ -127,6 +127,26 @@ def test_a_drag_zooms_every_chart_and_a_double_click_shows_all(stack: Stack, ope
     page.mouse.up()
     until(lambda: plot.screenshot() != before)
     expect(page.locator("#groups")).to_be_hidden()
+    zoomed = plot.screenshot()
+    plot.locator(".u-over").dblclick(position={"x": 5, "y": 5})
+    until(lambda: plot.screenshot() != zoomed)
+    expect(page.locator("#groups")).to_be_hidden()
+
+
+def test_range_and_scale_are_chosen(stack: Stack, open_page: Callable[..., Page]) -> None:
+    page = live(stack, open_page)
+    ess = page.locator("#chart-ess .plot")
+    before = ess.screenshot()
+    page.get_by_label("ESS scale").select_option("linear")
+    until(lambda: ess.screenshot() != before)
+    with page.expect_response(lambda answer: "since=" in answer.url) as asked:
+        page.get_by_label("Range").select_option("last 10 minutes")
+    assert asked.value.ok
+    expect(page.locator("#chart-ess canvas")).to_be_visible()
+    with page.expect_response(lambda answer: "name=grad_norm" in answer.url) as asked:
+        page.get_by_label("Any metric", exact=True).select_option("grad_norm")
+    assert asked.value.ok
+    expect(page.locator("#chart-any .legend")).to_contain_text("grad_norm")
 
 
 def test_another_run_is_drawn_dashed_beside_this_one(stack: Stack, open_page: Callable[..., Page]) -> None:
@@ -262,8 +282,10 @@ def test_without_a_token_it_asks_for_one_and_without_redis_it_says_what_is_wrong
         assert TOKEN not in page.url
         other.redis.kill()
         expect(page.locator("#level")).to_have_text("No data")
+        expect(page.locator("#link")).to_have_text("no data")
         expect(page.locator("#sentence")).to_contain_text("Redis cannot be reached")
         other.redis.start()
         run.write(other.client, "closed", 13)
         expect(page.locator("#sentence")).to_contain_text("Trusted")
+        expect(page.locator("#link")).to_have_text("live")
         page.close()

@@ -104,6 +104,12 @@ def test_without_staleness_0_the_floor_is_what_the_worst_living_server_proved() 
     assert verdict(status(last=plain(), members=(LEARNER, *servers, gone))).parts["floor"].numbers["token_ess"] == 0.98
 
 
+@pytest.mark.parametrize("said", [-1e308, 7.0, math.inf, math.nan, "1", None, [1]])
+def test_a_server_that_says_nonsense_of_its_floor_is_not_heard(said: Any) -> None:
+    liar = replace(ROLLOUT, values={"floor_token_ess": said, "floor_mean_nats": said})
+    assert "floor" not in verdict(status(last=plain(), members=(LEARNER, liar))).parts
+
+
 def test_concentration_names_its_bucket_and_its_server() -> None:
     part = {"tokens": 100, "token_ess": 0.99}
     found = judged(

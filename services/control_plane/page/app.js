@@ -11,7 +11,7 @@ import {$, duration, element, put} from "./text.js";
 
 const RANGES = [["whole run", 0], ["last 24 hours", 86400], ["last 6 hours", 21600], ["last hour", 3600], ["last 10 minutes", 600]];
 const LOOK_EVERY_MS = 3000, RUNS_EVERY_MS = 30000;
-let runsAt = 0, planned = false, failing = false, lostAt = 0, ticking = null;
+let runsAt = 0, planned = false, failing = false, lostAt = 0, ticking = null, linked = "live";
 
 function plan() {  // at most one drawing for each frame
   if (planned) return;
@@ -57,11 +57,14 @@ setInterval(async () => {
   if (!state.status || lostAt || document.hidden) return;
   try {
     await lookAround(false);
+    if (failing) link(linked);
     failing = false;
     plan();
   } catch (error) {  // the stream is silent while Redis is away
     failing = error.answered && error.code !== 401;
-    if (failing) trouble(error, LOOK_EVERY_MS / 1000);
+    if (!failing) return;
+    link("lost", "no data");
+    trouble(error, LOOK_EVERY_MS / 1000);
   }
 }, LOOK_EVERY_MS);
 
@@ -86,9 +89,7 @@ const told = {
   event() { plan(); },  // the next status has it
   connection(how, error, seconds) {
     clearInterval(ticking);
-    const words = {live: "live", polling: "asking every 2 s", lost: "disconnected"};
-    put($("link"), words[how]);
-    $("link").className = `pill ${how}`;
+    link(how);
     if (how !== "lost") {
       if (lostAt) plan();
       lostAt = 0;
@@ -118,6 +119,13 @@ const told = {
     });
   },
 };
+
+const LINKS = {live: "live", polling: "asking every 2 s", lost: "disconnected"};
+function link(how, words) {
+  if (how !== "lost") linked = how;
+  put($("link"), words || LINKS[how]);
+  $("link").className = `pill ${how}`;
+}
 
 function trouble(error, seconds) {
   document.body.classList.add("lost");

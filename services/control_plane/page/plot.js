@@ -2,7 +2,7 @@
 
 import {element, known, put, short} from "./text.js";
 
-const HEIGHT = 190;
+const HEIGHT = 190, DOUBLE_MS = 250;  // for a second click, which means something else
 export const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 export const AXIS_WIDTH = 54;
 
@@ -58,8 +58,14 @@ export class Plot {
     }, data, this.box);
     if (this.zoom) this.look(this.zoom);
     this.chart.over.addEventListener("mousedown", () => { this.dragged = false; });
-    this.chart.over.addEventListener("click", () => this.dragged || this.open());
-    this.chart.over.addEventListener("dblclick", () => this.onZoom(null));
+    this.chart.over.addEventListener("click", () => {
+      clearTimeout(this.clicked);
+      if (!this.dragged) this.clicked = setTimeout(() => this.open(), DOUBLE_MS);
+    });
+    this.chart.over.addEventListener("dblclick", () => {
+      clearTimeout(this.clicked);
+      this.onZoom(null);
+    });
   }
 
   look(zoom) {  // the steps that are shown; null: all
