@@ -17,8 +17,10 @@ PIECE = 2**24  # weights that are looked at at once
 
 
 @torch.no_grad()
-def update_norm(optimizer: torch.optim.Optimizer) -> float:
-    """L2 norm of the last step's change of every weight; the weights' own rounding is not in it."""
+def update_norm(optimizer: torch.optim.Optimizer) -> float | None:
+    """L2 norm of the last step's change of every weight, without the weights' own rounding; None: not AdamW's."""
+    if not isinstance(optimizer, torch.optim.AdamW):
+        return None
     squares = [
         _change(group, optimizer.state[p]["step"].double(), *pieces).square().sum(dtype=torch.float64)
         for group in optimizer.param_groups

@@ -66,7 +66,7 @@ class StepRecord:
     loss_kl: float  # the part that pulls to the behavior policy or a reference
     loss_entropy: float  # the part that rewards entropy
     grad_norm: float
-    update_norm: float | None  # L2 of the weights' change; None where they did not change
+    update_norm: float | None  # L2 of the weights' change; None: they did not change, or it is not known
     learning_rate: float
     settings: dict[str, float]  # that operators may change: max_staleness, max_bytes, learning_rate_factor, knobs
     skipped: str  # '' or why no optimizer step was taken

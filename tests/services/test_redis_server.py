@@ -24,7 +24,7 @@ def client_of(server: RedisServer, of: Config) -> Client:
 
 
 def test_it_is_local_append_only_and_never_evicts(tmp_path: Path) -> None:
-    wanted = config(tmp_path, "redis.max_memory=300MiB", "redis.appendfsync=always")
+    wanted = config(tmp_path, "redis.max_memory=500MiB", "redis.appendfsync=always")
     server = start_redis(wanted)
     try:
         client = client_of(server, wanted)
@@ -35,7 +35,7 @@ def test_it_is_local_append_only_and_never_evicts(tmp_path: Path) -> None:
     assert server.url.startswith("redis://127.0.0.1:")
     expected = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": ""}
     assert {name: settings[name] for name in expected} == expected
-    assert int(settings["maxmemory"]) == 300 * 2**20
+    assert int(settings["maxmemory"]) == 500 * 2**20
     assert settings["bind"] == "127.0.0.1"
     assert Path(settings["dir"]) == tmp_path / "run" / "redis"
 

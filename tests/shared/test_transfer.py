@@ -14,7 +14,7 @@ from shared.control import ControlState
 from shared.errors import FencedError
 from shared.keys import Keys
 from shared.redis_client import Client, connect
-from shared.transfer import Answer, Call, Transfers, read_answer, read_call
+from shared.transfer import MAX_SERVERS, Answer, Call, Transfers, read_answer, read_call
 from tests.conftest import RedisServer
 
 INVITE = Call(3, 1, "invite", 7, invited=["r0", "r1"])
@@ -98,7 +98,7 @@ def test_what_was_said_is_read_back() -> None:
         {"stage": "gone"},
         {"invited": "r0"},
         {"invited": [1]},
-        {"invited": ["r"] * 1001},
+        {"invited": ["r"] * (MAX_SERVERS + 1)},
         {"ranks": []},
         {"ranks": {}},
         {"ranks": {"r0": 0}},
