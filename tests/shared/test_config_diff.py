@@ -85,6 +85,9 @@ def test_where_weights_are_sent_from_concerns_the_learner_and_how_they_are_sent_
     }
 
 
+METHODS = dir(Config)
+
+
 def read_keys(role: str) -> Iterator[str]:
     """Every `config.section.key` that the source of a kind of process reads."""
     for path in (path for pattern in ROOMS[role] for path in ROOT.glob(pattern)):
@@ -96,7 +99,11 @@ def read_keys(role: str) -> Iterator[str]:
                 here = here.value
             names[:0] = [here.id] if isinstance(here, ast.Name) else []
             for index, name in enumerate(names[1:-1], start=1):
-                if name in Config.model_fields and names[index - 1].endswith("config"):
+                if (
+                    name in Config.model_fields
+                    and names[index - 1].endswith("config")
+                    and names[index + 1] not in METHODS
+                ):
                     yield f"{name}.{names[index + 1]}"
 
 
