@@ -61,7 +61,7 @@ class StepBatch:
     signal_share: float  # of groups with unequal rewards
     versions: Int64Array  # [trained tokens], NO_VERSION where an expert wrote the token
     expert: Tensor  # [trained tokens] bool, written by an expert
-    filled: float  # share of the micro-batches' token budgets that is used
+    packing_efficiency: float  # share of the micro-batches' token budgets that is used
 
     @property
     def trajectories(self) -> tuple[Trajectory, ...]:
@@ -164,7 +164,7 @@ def build_step(
         signal_share=has_signal(flat[mine], group_of[mine]).double().mean().item(),
         versions=np.concatenate([np.zeros(0, dtype=np.int64), *map(_versions, ordered)]),
         expert=torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.bool_), *map(_expert, ordered)])),
-        filled=min(1.0, sum(len(m.packed.ids) for m in micro_batches) / budget),
+        packing_efficiency=min(1.0, sum(len(m.packed.ids) for m in micro_batches) / budget),
     )
 
 

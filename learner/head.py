@@ -155,7 +155,7 @@ class _Outputs(torch.autograd.Function):
         dtype, wide = ctx.dtype, scaled.dtype
         if of_logprobs is None:
             of_logprobs = torch.zeros_like(normalizer)
-        # Where nobody asks for the entropy's, d z is p times a number for each token: hidden states take it up, and p stays as it is.
+        # Where nobody asks for the entropy's, d z is p times a number for each token, which the hidden states take up.
         rows = of_logprobs if of_entropy is None else torch.ones_like(of_logprobs)
         narrow, weighed = scaled.to(dtype), (scaled * -rows[:, None]).to(dtype)
         of_scaled = torch.zeros_like(scaled)

@@ -11,7 +11,7 @@ from learner.checkpoint import CheckpointStore
 from learner.ending import await_evaluation, save_model
 from learner.evaluations import Evaluations
 from learner.files import RunFiles
-from learner.model import PolicyModel, choose_device
+from learner.model import load_policy
 from learner.objectives import servable_objectives
 from learner.patience import Patience
 from learner.provision import Provision, load_reference
@@ -141,7 +141,7 @@ class Learner:
         files = RunFiles(config.run.folder)
         self.heartbeat.set_state("loading the model", epoch=epoch)
         objectives = servable_objectives(config)  # refused before anything is loaded
-        policy = PolicyModel.load(config.model.path, config.model.dtype, choose_device(config.learner.device))
+        policy = load_policy(config)
         reference = load_reference(config, objectives.needs, policy)
         optimizer = make_optimizer(policy, config.learner)
         begin, checkpoint = self._patiently(

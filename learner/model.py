@@ -19,6 +19,7 @@ from learner.batch import MicroBatch
 from learner.head import TokenOutputs, token_outputs
 from learner.model_files import ModelFiles
 from learner.packing import Packed, packed
+from shared.config import Config
 from shared.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16"]
@@ -41,6 +42,18 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def load_policy(config: Config) -> PolicyModel:
+    """The model to train, as the configuration wants it computed. Raises ConfigError where it cannot be loaded."""
+    learner, dtype = config.learner, config.model.dtype
+    device = choose_device(learner.device)
+    policy = PolicyModel.load(
+        config.model.path, dtype, device, matrices=matrix_dtype(learner.matrix_dtype, dtype, device)
+    )
+    if learner.activation_checkpointing:
+        policy.checkpoint_activations()
+    return policy
+
+
 def matrix_dtype(wanted: Literal["auto", "float32", "bfloat16"], published: Dtype, device: torch.device) -> Dtype:
     """The precision of matrix products: where nobody asks for one, the published one on CUDA, float32 on a CPU."""
     if wanted != "auto":
@@ -57,7 +70,7 @@ class PolicyModel:
         """`matrices` is the precision of matrix products; `key` is where the configuration names the model."""
         self.module: Any = module.eval()  # no dropout: ratios compare weights, not noise
         self.dtype = getattr(torch, dtype)
-        self._narrow = torch.bfloat16 if matrices == "bfloat16" else None
+        self.matrices: Dtype = matrices
         for name in _SCALED_LOGITS:
             if getattr(module.config, name, None) not in (None, 1, 1.0):
                 raise ConfigError(f"{key}: its config sets {name}, which the learner cannot recompute")
@@ -175,6 +188,11 @@ class PolicyModel:
         return token_outputs(
             hidden, head.weight, head.bias, tokens, temperature, entropy=entropy, known=known, dtype=self._narrow
         )
+
+    @property
+    def _narrow(self) -> torch.dtype | None:
+        """The precision of matrix products, where it is not that of the weights."""
+        return torch.bfloat16 if self.matrices == "bfloat16" else None
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._narrow is None:

@@ -40,6 +40,7 @@ class Rules:
 
     run_id: str
     vocab_size: int
+    max_tokens: int  # of a trajectory, prompt included
     max_staleness: int  # versions beyond the group's lag
     lineage: Lineage
     experts: bool = False  # the objective learns from an expert's tokens
@@ -78,6 +79,10 @@ def _check(group: Group, rules: Rules) -> Group | Refused:
         return Refused("bad_tokens", f"prompt_ids: a token is not in [0, {rules.vocab_size})", True, group)
     if not len(group.prompt_ids):
         return Refused("bad_tokens", "prompt_ids: empty, so the first token has no log-prob", True, group)
+    longest = len(group.prompt_ids) + max(t.length for t in group.trajectories)
+    if longest > rules.max_tokens:
+        detail = f"a trajectory has {longest} tokens; learner.micro_batch_tokens ({rules.max_tokens}) must hold it"
+        return Refused("too_long", detail, True, group)
     if not any(t.loss_mask.any() for t in group.own):
         return Refused("no_trained_tokens", "no token that the policy drew has loss_mask", True, group)
     return evicted(group, rules) or group

@@ -37,17 +37,15 @@ class StepOutcome:
     learning_rate: float
     shadows: tuple[ShadowOutcome, ...]
     seconds: float
+    prepass_s: float  # of these: forward passes that served the statistics alone
 
 
-def make_optimizer(policy: PolicyModel, config: LearnerConfig) -> torch.optim.AdamW:
-    """AdamW over every weight of the policy."""
-    return torch.optim.AdamW(
-        policy.named_parameters().values(),
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+def make_optimizer(policy: PolicyModel, config: LearnerConfig) -> torch.optim.Optimizer:
+    """The configured optimizer over every weight of the policy."""
+    weights, rate, decay = policy.named_parameters().values(), config.learning_rate, config.weight_decay
+    if config.optimizer == "adafactor":
+        return torch.optim.Adafactor(weights, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(weights, lr=rate, betas=config.betas, weight_decay=decay, fused=True)
 
 
 def learning_rate(config: LearnerConfig, step: int) -> float:
@@ -168,6 +166,7 @@ def take_step(
             for shadow, token_loss, cosine in zip(objectives.shadows, prepared.shadows, cosines, strict=True)
         ),
         seconds=time.monotonic() - started,
+        prepass_s=prepared.prepass_s,
     )
 
 
