@@ -1,5 +1,7 @@
 """What a step costs, measured where it runs: `python -m learner.bench shadows` (or `phases`, `patches`) prints JSON.
 
+`python -m learner.bench learner` is in bench_step.py, with options of its own.
+
 Every variant takes the same step in turn, round after round, and is compared with the first one of its own round:
 whatever else the machine does meets all of them. Needs no Redis.
 """
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from learner.batch import StepBatch, batch_rewards, build_step
+from learner.bench_meter import synchronize
 from learner.model import PolicyModel, choose_device, use_configured_threads
 from learner.objective.registry import OBJECTIVES, build
 from learner.objectives import Objectives
@@ -80,10 +83,10 @@ def _phases(policy: PolicyModel, batch: StepBatch) -> tuple[float, float]:
     """Seconds of the first phase and of the second, which holds a forward pass too where the first kept none."""
     started = time.perf_counter()
     prepared = prepare(policy, batch, Objectives(build("p3o")), {}, ALONE)
-    _synchronize(policy.device)
+    synchronize(policy.device)
     between = time.perf_counter()
     backward(policy, prepared, None)
-    _synchronize(policy.device)
+    synchronize(policy.device)
     return between - started, time.perf_counter() - between
 
 
@@ -121,18 +124,13 @@ def _seconds(policy: PolicyModel, batch: StepBatch, variant: str, beyond: Mappin
     config = LearnerConfig(learning_rate=0.0, shadow_gradients_every=every)
     optimizer = make_optimizer(policy, config)
     given = {name: values for name, values in beyond.items() if name in objectives.needs}
-    _synchronize(policy.device)
+    synchronize(policy.device)
     started = time.perf_counter()
     outcome = take_step(policy, optimizer, batch, objectives, config, 1, beyond=given)
-    _synchronize(policy.device)
+    synchronize(policy.device)
     if outcome.skipped:
         raise RuntimeError(f"the step was skipped for a {outcome.skipped}: nothing was measured")
     return time.perf_counter() - started
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _batch(micro_batch_tokens: int) -> StepBatch:
@@ -197,12 +195,18 @@ BENCHMARKS: dict[str, Callable[[torch.device, int], dict[str, Any]]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["learner"]:
+        from learner import bench_step
+
+        bench_step.main(given[1:])
+        return
     parser = argparse.ArgumentParser(prog="python -m learner.bench", description="What a step costs.")
-    parser.add_argument("what", choices=sorted(BENCHMARKS))
+    parser.add_argument("what", choices=sorted([*BENCHMARKS, "learner"]))
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions; of patches, versions")
     parser.add_argument("--json", action="store_true", help="of patches: JSON instead of a table; of others always")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     use_configured_threads()
     measure = BENCHMARKS[options.what]
     told = measure(choose_device(options.device), options.rounds)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-PIECE = {"cpu": (512, 2048), "cuda": (4096, 16_384)}  # tokens and vocabulary of a piece
+PIECE = {"cpu": (1024, 2048), "cuda": (4096, 16_384)}  # tokens and vocabulary of a piece
 
 
 class TokenOutputs(NamedTuple):
