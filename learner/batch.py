@@ -154,6 +154,9 @@ def build_step(
     pieces = [[trained[i] for i in piece] for piece in pack([t.size for t in trained], micro_batch_tokens)]
     ordered = [t for piece in pieces for t in piece]
     micro_batches = tuple(map(_micro_batch, pieces))
+    written = np.concatenate([np.zeros(0, dtype=np.uint8), *(t.trajectory.source[t.trained] for t in ordered)])
+    expert = written == Source.EXPERT
+    versions = [t.trajectory.token_versions()[t.trained] for t in ordered]
     budget = micro_batch_tokens * max(1, len(pieces))
     return StepBatch(
         groups=tuple(groups),
@@ -162,8 +165,8 @@ def build_step(
         group_of=group_of,
         own=own,
         signal_share=has_signal(flat[mine], group_of[mine]).double().mean().item(),
-        versions=np.concatenate([np.zeros(0, dtype=np.int64), *map(_versions, ordered)]),
-        expert=torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.bool_), *map(_expert, ordered)])),
+        versions=np.where(expert, NO_VERSION, np.concatenate([np.zeros(0, dtype=np.int64), *versions])),
+        expert=torch.from_numpy(expert),
         packing_efficiency=min(1.0, sum(len(m.packed.ids) for m in micro_batches) / budget),
     )
 
@@ -186,29 +189,21 @@ def _trained(groups: Sequence[Group], advantages: Sequence[float]) -> list[_Trai
 
 def _micro_batch(piece: Sequence[_Trained]) -> MicroBatch:
     row = packed([(t.group, t.prompt_ids, t.own_ids) for t in piece])
-    sizes = torch.tensor([len(t.trained) for t in piece])
-    tokens = [t.trajectory.token_ids[t.trained].astype(np.int64) for t in piece]
-    before = [placed.before(t.trained) for t, placed in zip(piece, row.placed, strict=True)]
+    sizes = [len(t.trained) for t in piece]
+    tokens = np.concatenate([t.trajectory.token_ids[t.trained] for t in piece])
+    trained = np.concatenate([t.trained for t in piece])
+    prompt_at, prompt, own_at, _ = np.repeat(np.array(row.placed), sizes, axis=0).T
 
     def each(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype).repeat_interleave(sizes)
+        return torch.tensor(values, dtype=dtype).repeat_interleave(torch.tensor(sizes))
 
     behavior = np.concatenate([t.trajectory.behavior_logprobs[t.trained] for t in piece])
     return MicroBatch(
         packed=row,
-        tokens=torch.from_numpy(np.concatenate(tokens)),
-        before=torch.from_numpy(np.concatenate(before)),
+        tokens=torch.from_numpy(tokens.astype(np.int64)),
+        before=torch.from_numpy(np.where(trained > 0, own_at + trained - 1, prompt_at + prompt - 1)),
         temperature=each([t.trajectory.sampling.temperature for t in piece], torch.float32),
         behavior_logprobs=torch.from_numpy(behavior.astype(np.float32)),
         advantages=each([t.advantage for t in piece], torch.float32),
         sequence_of=each([t.index for t in piece], torch.int64),
     )
-
-
-def _versions(t: _Trained) -> Int64Array:
-    return np.where(_expert(t), NO_VERSION, t.trajectory.token_versions()[t.trained])
-
-
-def _expert(t: _Trained) -> BoolArray:
-    written: BoolArray = t.trajectory.source[t.trained] == Source.EXPERT
-    return written

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from learner.batch import StepBatch, batch_rewards, build_step
-from learner.bench_meter import matrix_rate, peak, timed
+from learner.bench_meter import begin_peak, matrix_rate, peak, timed
 from learner.bench_work import SHAPES, Work, padded_step
 from learner.model import PolicyModel, choose_device, use_configured_threads
 from learner.objective.registry import build

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -52,10 +53,6 @@ class Placed(NamedTuple):
         """Where each of its tokens stands, prompt included."""
         prompt, own = np.arange(self.prompt) + self.prompt_at, np.arange(self.own) + self.own_at
         return np.concatenate([prompt, own])
-
-    def before(self, own: Int64Array) -> Int64Array:
-        """Where the tokens stand that these of its own, counted from 0, follow."""
-        return np.where(own > 0, self.own_at + own - 1, self.prompt_at + self.prompt - 1)
 
 
 @dataclass
@@ -120,12 +117,11 @@ class Packed:
 def packed(trajectories: Sequence[tuple[Hashable, TokenIds, TokenIds]]) -> Packed:
     """The row of trajectories, each (what it shares its prompt with, prompt, own tokens)."""
     placed = place([Size(shared, len(prompt), len(own)) for shared, prompt, own in trajectories])
+    row, position = _wholes(placed, [one.length for one in placed])
     ids = np.zeros(max(one.own_at + one.own for one in placed), dtype=np.int64)
     positions = np.zeros_like(ids)
-    for one, (_, prompt, own) in zip(placed, trajectories, strict=True):
-        whole = one.whole()
-        ids[whole] = np.concatenate([prompt, own])
-        positions[whole] = np.arange(one.length)
+    ids[row] = np.concatenate([part for _, prompt, own in trajectories for part in (prompt, own)])
+    positions[row] = position
     return Packed(torch.from_numpy(ids), torch.from_numpy(positions), tuple(placed), spread(placed))
 
 
@@ -144,20 +140,26 @@ def place(sizes: Sequence[Size]) -> list[Placed]:
 
 def spread(placed: Sequence[Placed], slack: int = SLACK) -> Spread:
     """The places for the trajectories of one row; those of a block differ by at most `slack` tokens."""
-    blocks: list[list[Placed]] = []
-    for one in sorted(placed, key=lambda p: -p.length):
-        if blocks and blocks[-1][0].length - one.length <= slack:
-            blocks[-1].append(one)
-        else:
-            blocks.append([one])
-    shapes = [(len(block), block[0].length) for block in blocks]
-    token, real = [], []
-    for block, (_, length) in zip(blocks, shapes, strict=True):
-        for one in block:
-            token.append(np.resize(one.whole(), length))
-            real.append(np.arange(length) < one.length)
-    tokens = np.concatenate(token)
-    places = np.flatnonzero(np.concatenate(real))
-    _, first = np.unique(tokens[places], return_index=True)
+    ordered = sorted(placed, key=lambda p: -p.length)
+    lengths: list[int] = []  # of each one's block
+    for one in ordered:
+        lengths.append(lengths[-1] if lengths and lengths[-1] - one.length <= slack else one.length)
+    token, position = _wholes(ordered, lengths)
+    places = np.flatnonzero(position >= 0)
+    _, first = np.unique(token[places], return_index=True)
     again = np.delete(places, first)
-    return Spread(tuple(shapes), *map(torch.from_numpy, (tokens, places[first], again)))
+    blocks = tuple((len(list(same)), length) for length, same in groupby(lengths))
+    return Spread(blocks, *map(torch.from_numpy, (token, places[first], again)))
+
+
+def _wholes(placed: Sequence[Placed], lengths: Sequence[int]) -> tuple[Int64Array, Int64Array]:
+    """(where its token stands, its position in the trajectory) of every place; each trajectory has so many places.
+
+    Those beyond its end have its first token and the position -1.
+    """
+    prompt_at, prompt, own_at, own = np.repeat(np.array(placed, dtype=np.int64), lengths, axis=0).T
+    ends = np.cumsum(lengths)
+    position = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    position[position >= prompt + own] = -1
+    inside = position.clip(0)
+    return np.where(inside < prompt, prompt_at + inside, own_at + inside - prompt), position
