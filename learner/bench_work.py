@@ -130,7 +130,7 @@ def padded_step(work: Work, module: Any, optimizer: torch.optim.Optimizer) -> Ca
     def step() -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
         for cut in cuts:
-            _padded_loss(module, cut, work.longest, trained, device).backward()
+            padded_loss(module, cut, work.longest, trained, device).backward()
         clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         return {"micro_batches": len(cuts), "packing_efficiency": filled, "prepass_share": 0.0}
@@ -138,9 +138,10 @@ def padded_step(work: Work, module: Any, optimizer: torch.optim.Optimizer) -> Ca
     return step
 
 
-def _padded_loss(
+def padded_loss(
     module: Any, cut: Sequence[tuple[Any, Trajectory]], longest: int, trained: int, device: torch.device
 ) -> Tensor:
+    """Of some sequences, as their share of a step with so many trained tokens."""
     ids = torch.zeros(len(cut), longest, dtype=torch.int64)
     mask = torch.zeros(len(cut), longest, dtype=torch.bool)
     behavior, advantages = torch.zeros(len(cut), longest), torch.zeros(len(cut), longest)
@@ -153,9 +154,10 @@ def _padded_loss(
     ids, mask, behavior, advantages = (x.to(device) for x in (ids, mask, behavior, advantages))
     logits = module(input_ids=ids, use_cache=False).logits[:, :-1] / 1.0
     logprobs = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
-    log_ratio = (logprobs - behavior[:, 1:])[mask[:, 1:]]
+    logprobs = logprobs[mask[:, 1:]]
+    log_ratio = logprobs - behavior[:, 1:][mask[:, 1:]]
     ratio = log_ratio.detach().exp()
     ess = ratio.sum().square() / (len(ratio) * ratio.square().sum())
-    score = ratio.clamp(max=ess) * advantages[:, 1:][mask[:, 1:]] * log_ratio
+    score = ratio.clamp(max=ess) * advantages[:, 1:][mask[:, 1:]] * logprobs
     kl = log_ratio + (-log_ratio).exp() - 1
     return ((1 - ess) * kl - score).sum() / trained

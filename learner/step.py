@@ -83,7 +83,7 @@ def prepare(
         outputs = [policy.outputs(m, entropy=entropy) for m in micro_batches[:-1]]
     if policy.device.type == "cuda":
         torch.cuda.synchronize(policy.device)
-    prepass_s = time.monotonic() - started
+    prepass_s = time.monotonic() - started if len(micro_batches) > 1 else 0.0
     outputs += [policy.outputs(m, entropy=entropy) for m in micro_batches[-1:]]
     known = [o.detach() for o in outputs]
     own = step_tokens(batch, micro_batches, _joined(policy, known, entropy=entropy), beyond)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 import learner.bench
+import learner.bench_meter
 import learner.bench_patches
-from learner.objective.registry import OBJECTIVES
+from learner import bench_overhead, bench_step, bench_work
+from learner.batch import batch_rewards, build_step
+from learner.bench_work import Work
+from learner.model import PolicyModel
+from learner.objective.registry import OBJECTIVES, build
+from learner.objectives import Objectives
+from learner.ranks import ALONE
+from learner.step import prepare
 
 pytestmark = pytest.mark.system
 
@@ -58,3 +67,49 @@ def test_patches_are_measured_over_real_steps_and_are_the_same_bytes(
     assert found["1e-06"]["share_max"] <= 0.03
     assert found["1e-05"]["share_max"] <= 0.13
     assert "NO" not in learner.bench_patches.table(told)
+
+
+SMALL = Work("demo", 400, sequences=8, group_size=4, prompt=8, shortest=12, longest=64, seed=0, rounds=1, device="cpu")
+
+
+def test_a_step_is_measured_beside_the_padded_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner.bench_meter, "SQUARE", 64)
+    found = {variant: bench_step.measure_one(SMALL, variant) for variant in bench_step.VARIANTS}
+    assert found["packed"]["prepass_share"] < 0.01 < found["packed, in pieces"]["prepass_share"]
+    assert found["packed, in pieces"]["micro_batches"] >= bench_step.PIECES
+    assert found["padded"]["packing_efficiency"] == pytest.approx(sum(SMALL.lengths()) / (8 * 64))
+    for row in found.values():
+        assert row["mfu"] > 0
+        assert row["tokens_per_s"] * row["seconds"] == pytest.approx(sum(SMALL.lengths()))
+
+
+def test_the_padded_loss_is_that_of_the_packed_step() -> None:
+    module = SMALL.model().double()
+    cut = [(g.prompt_ids, t) for g in SMALL.groups() for t in g.trajectories]
+    trained = sum(t.length for _, t in cut)
+    padded = bench_work.padded_loss(module, cut, SMALL.longest, trained, torch.device("cpu"))
+    groups = SMALL.groups()
+    batch = build_step(groups, batch_rewards(groups), "group_mean", 10_000)
+    [m] = batch.micro_batches
+    advantages = replace(batch, micro_batches=(replace(m, advantages=2 * m.advantages),))
+    k3 = Objectives(build("p3o", {"kl_estimator": "k3"}))
+    packed = prepare(PolicyModel(module), advantages, k3, {}, ALONE)
+    assert padded.item() == pytest.approx(packed.token_loss.loss.item(), rel=1e-6)
+
+
+def test_the_command_prints_a_table_or_json(capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--shape", "demo", "--vocabulary", "400", "--sequences", "4", "--longest", "80", "--rounds", "1"]
+    learner.bench.main(["learner", *words, "--variant", "packed"])
+    assert "packed" in capfd.readouterr().out
+    with pytest.raises(SystemExit):
+        learner.bench.main(["learner", *words, "--prompt", "64"])
+    assert "prompt < shortest <= longest" in capfd.readouterr().err
+
+
+def test_what_the_learner_does_beside_the_model_is_measured_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_overhead, "WORKS", {"small": SMALL})
+    told = bench_overhead.measure()
+    assert told["small"]["seconds"].keys() == {"decode", "batch", "objective", "record", "model"}
+    assert all(seconds > 0 for seconds in told["small"]["seconds"].values())
+    assert 0 < told["small"]["share"] < 1
+    assert "beside the model" in bench_overhead.table(told)

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from learner.attention import attend
 from learner.packing import Packed, Size, pack, packed, place, spread
 from shared.errors import ConfigError
+from tests.learner.test_head import Largest
 
 SIZES = st.lists(st.builds(Size, st.integers(0, 4), st.just(6), st.integers(0, 40)), min_size=1, max_size=40)
 
@@ -110,3 +111,12 @@ def test_attention_that_is_another_is_refused(given: dict[str, object]) -> None:
     states = [torch.randn(1, 2, 8, 8) for _ in range(3)]
     with pytest.raises(ConfigError, match="cannot be trained on packed trajectories: it"):
         attend(None, *states, None, **given)  # type: ignore[arg-type]
+
+
+def test_a_long_trajectory_holds_no_matrix_of_scores() -> None:
+    row = row_of([(0, 4, 2044)])
+    states = [torch.randn(1, heads, len(row.ids), 8, requires_grad=True) for heads in (4, 2, 2)]
+    with Largest() as seen:
+        found, _ = attend(None, *states, None, spread=row.spread)
+        found.sum().backward()
+    assert seen.elements == 4 * 2048 * 8
