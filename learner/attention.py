@@ -44,15 +44,15 @@ def attend(
     if unknown or spread is None or attention_mask is not None:
         why = f"it needs {unknown[0]}" if unknown else "it does not hand on where trajectories begin"
         raise ConfigError(f"model.path: {type(module).__name__} cannot be trained on packed trajectories: {why}")
-    q, k, v = (_Take.apply(states[0].transpose(0, 1), spread) for states in (query, key, value))  # [R, heads, d]
+    q, k, v = (_take(states[0].transpose(0, 1), spread) for states in (query, key, value))  # [R, heads, d]
     if varlen(query.device, query.dtype):
         outputs = _varlen(q, k, v, spread, scaling, sliding_window)
     else:
         ends = [count * length for count, length in spread.blocks]
-        pieces = zip(spread.blocks, *(states.split(ends) for states in (q, k, v)), strict=True)
-        blocks = [_block(*block, qb, kb, vb, scaling, sliding_window) for block, qb, kb, vb in pieces]
+        pieces = zip(spread.blocks, q.split(ends), k.split(ends), v.split(ends), strict=True)
+        blocks = [_block(block, qb, kb, vb, scaling, sliding_window) for block, qb, kb, vb in pieces]
         outputs = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
-    return _Untake.apply(outputs, spread)[None], None
+    return _untake(outputs, spread)[None], None
 
 
 def varlen(device: torch.device, dtype: torch.dtype) -> bool:
@@ -60,11 +60,24 @@ def varlen(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
 
 
+def _take(states: Tensor, spread: Spread) -> Tensor:
+    """[N, ...] -> [R, ...]: every place gets its token's."""
+    taken: Tensor = _Take.apply(states, spread)  # type: ignore[no-untyped-call]
+    return taken
+
+
+def _untake(outputs: Tensor, spread: Spread) -> Tensor:
+    """[R, ...] -> [N, ...]: every token gets what its first place has."""
+    untaken: Tensor = _Untake.apply(outputs, spread)  # type: ignore[no-untyped-call]
+    return untaken
+
+
 def _block(
-    count: int, length: int, q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None
+    shape: tuple[int, int], q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None
 ) -> Tensor:
-    """Trajectories of one length: [count * length, heads, d]."""
-    q, k, v = (states.unflatten(0, (count, length)).transpose(1, 2) for states in (q, k, v))
+    """So many trajectories of one length: [count * length, heads, d]."""
+    length = shape[1]
+    q, k, v = (states.unflatten(0, shape).transpose(1, 2) for states in (q, k, v))
     visible = None
     if window is not None and window < length:
         apart = torch.arange(length, device=q.device)
@@ -92,8 +105,6 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, spread: Spread, scaling: float | No
 
 
 class _Take(torch.autograd.Function):
-    """[N, ...] -> [R, ...]: every place gets its token's."""
-
     @staticmethod
     def forward(ctx: Any, states: Tensor, spread: Spread) -> Tensor:
         ctx.spread = spread
@@ -110,8 +121,6 @@ class _Take(torch.autograd.Function):
 
 
 class _Untake(torch.autograd.Function):
-    """[R, ...] -> [N, ...]: every token gets what its first place has."""
-
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, spread: Spread) -> Tensor:
         ctx.spread, ctx.places = spread, len(outputs)

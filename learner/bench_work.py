@@ -49,7 +49,7 @@ class Work:
     def groups(self, *, apart: bool = False) -> list[Group]:
         """The sequences in groups; `apart`: each a group of its own, with the same tokens."""
         rng = np.random.default_rng(self.seed + 1)
-        lengths, groups = self.lengths(), []
+        lengths, groups = self.lengths(), list[Group]()
         for i in range(0, self.sequences, self.group_size):
             prompt = rng.integers(0, self.vocabulary, self.prompt, dtype=np.int32)
             drawn = [self._trajectory(n - self.prompt, k, rng) for k, n in enumerate(lengths[i : i + self.group_size])]
@@ -99,7 +99,7 @@ class Work:
         lengths = np.array(self.lengths(), dtype=np.float64)
         trained = lengths.sum() - self.sequences * self.prompt
         attention = layers * heads * head_dim * float((lengths**2).sum())
-        return 6 * (weights * lengths.sum() + self.vocabulary * hidden * trained + attention)
+        return 6 * float(weights * lengths.sum() + self.vocabulary * hidden * trained + attention)
 
 
 def group_of(index: int, prompt: np.ndarray[Any, np.dtype[np.int32]], trajectories: tuple[Trajectory, ...]) -> Group:

@@ -29,7 +29,8 @@ class TokenOutputs(NamedTuple):
 
     def detach(self) -> TokenOutputs:
         """Without gradient, and fit for an autograd graph."""
-        return TokenOutputs(*(part.detach().clone() if part is not None else None for part in self))
+        entropy, normalizer = (part if part is None else part.detach().clone() for part in self[1:])
+        return TokenOutputs(self.logprobs.detach().clone(), entropy, normalizer)
 
 
 def token_outputs(
@@ -63,7 +64,7 @@ def token_outputs(
         with torch.no_grad():
             known = _first(scaled, weight, bias, tokens, inverse, entropy, dtype or weight.dtype)
     assert known.normalizer is not None
-    logprobs, entropies = _Outputs.apply(
+    logprobs, entropies = _Outputs.apply(  # type: ignore[no-untyped-call]
         scaled, weight, bias, tokens, inverse, known.logprobs, known.entropy, known.normalizer, dtype or weight.dtype
     )
     return TokenOutputs(logprobs, entropies, known.normalizer)

@@ -154,7 +154,7 @@ def swap() -> None:
         CountingPolicy.scale = 4.0 * config.groups_per_batch / config.minibatches
         return CountingSGD(policy.named_parameters().values(), lr=1.0)
 
-    learner.step.make_optimizer = make  # type: ignore[assignment]
+    learner.step.make_optimizer = make
     _around(Path, "replace", "before_publish", "after_publish", _manifest_of("policy"))
     _around(Path, "replace", "before_checkpoint", "after_checkpoint", _manifest_of("checkpoints"))
     _around(Path, "replace", "during_checkpoint", "", lambda path, *_: path.name == "state.json.partial")

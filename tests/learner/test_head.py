@@ -117,11 +117,11 @@ class Largest(TorchDispatchMode):
 def test_no_pass_holds_the_logits_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(learner.head.PIECE, "cpu", (5, 7))
     given = inputs(bias=False)
-    with Largest() as mine:
+    with Largest() as mine:  # type: ignore[no-untyped-call]
         outputs: TokenOutputs = token_outputs(**given, entropy=True)
         assert outputs.entropy is not None
         gradients((outputs.logprobs + outputs.entropy).sum(), given)
-    with Largest() as naive:
+    with Largest() as naive:  # type: ignore[no-untyped-call]
         gradients(sum(whole(given)).sum(), given)  # type: ignore[union-attr]
     assert naive.elements == N * V
     assert mine.elements == V * D, "the weight's own gradient"

@@ -82,7 +82,8 @@ def test_attention_and_its_gradient_are_those_of_each_trajectory_by_itself(
     torch.manual_seed(0)
     states = [torch.randn(1, heads, len(row.ids), 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
     weight = torch.randn(1, len(row.ids), 4, 8, dtype=torch.float64)
-    found, _ = attend(None, *states, None, scaling=0.3, spread=spread(row.placed, slack))
+    q, k, v = states
+    found, _ = attend(None, q, k, v, None, scaling=0.3, spread=spread(row.placed, slack))
     expected = torch.zeros_like(found)
     for one in row.placed:
         q, k, v = (s[:, :, one.whole()] for s in states)
@@ -98,7 +99,8 @@ def test_attention_and_its_gradient_are_those_of_each_trajectory_by_itself(
 def test_a_sliding_window_looks_back_only_so_far() -> None:
     row = row_of(ROWS["uneven"])
     states = [torch.randn(1, 2, len(row.ids), 8, dtype=torch.float64) for _ in range(3)]
-    found, _ = attend(None, *states, None, sliding_window=4, spread=row.spread)
+    query, key, value = states
+    found, _ = attend(None, query, key, value, None, sliding_window=4, spread=row.spread)
     for one in row.placed:
         q, k, v = (s[:, :, one.whole()] for s in states)
         apart = torch.arange(one.length)[:, None] - torch.arange(one.length)
@@ -110,13 +112,13 @@ def test_a_sliding_window_looks_back_only_so_far() -> None:
 def test_attention_that_is_another_is_refused(given: dict[str, object]) -> None:
     states = [torch.randn(1, 2, 8, 8) for _ in range(3)]
     with pytest.raises(ConfigError, match="cannot be trained on packed trajectories: it"):
-        attend(None, *states, None, **given)  # type: ignore[arg-type]
+        attend(None, states[0], states[1], states[2], None, **given)  # type: ignore[arg-type]
 
 
 def test_a_long_trajectory_holds_no_matrix_of_scores() -> None:
     row = row_of([(0, 4, 2044)])
     states = [torch.randn(1, heads, len(row.ids), 8, requires_grad=True) for heads in (4, 2, 2)]
-    with Largest() as seen:
-        found, _ = attend(None, *states, None, spread=row.spread)
+    with Largest() as seen:  # type: ignore[no-untyped-call]
+        found, _ = attend(None, states[0], states[1], states[2], None, spread=row.spread)
         found.sum().backward()
     assert seen.elements == 4 * 2048 * 8
