@@ -54,8 +54,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], int]] = {  # the shadows, and shadow_
 def shadows(device: torch.device, rounds: int) -> dict[str, Any]:
     """Time of a P3O step with shadows, in times of the step without any: the median over the rounds."""
     policy = _policy(device)
-    padded = GROUPS * GROUP_SIZE * (PROMPT + LONGEST)
-    batches = [_batch(micro_batch_tokens) for micro_batch_tokens in (padded, padded // 5)]
+    batches = [_batch(pieces) for pieces in (1, 5)]
     return {
         **machine(device, policy),
         "trained_tokens": batches[0].trained_tokens,
@@ -68,26 +67,21 @@ def shadows(device: torch.device, rounds: int) -> dict[str, Any]:
 def phases(device: torch.device, rounds: int) -> dict[str, Any]:
     """What knowing the whole step before its first backward pass costs: its share of a P3O step's time."""
     policy = _policy(device)
-    padded = GROUPS * GROUP_SIZE * (PROMPT + LONGEST)
     found = {}
     for pieces in (1, 5):
-        batch = _batch(padded // pieces)
-        taken = [_phases(policy, batch) for _ in range(rounds + 1)][1:]  # the first allocates
-        count = len(batch.micro_batches)
-        extra = [first / (first + second) if count > 1 else 0.0 for first, second in taken]
-        found[str(count)] = {"first_pass_share": round(statistics.median(extra), 3)}
+        batch = _batch(pieces)
+        shares = [_prepass_share(policy, batch) for _ in range(rounds + 1)][1:]  # the first allocates
+        found[str(len(batch.micro_batches))] = {"prepass_share": round(statistics.median(shares), 3)}
     return {**machine(device, policy), "rounds": rounds, "by_micro_batches": found}
 
 
-def _phases(policy: PolicyModel, batch: StepBatch) -> tuple[float, float]:
-    """Seconds of the first phase and of the second, which holds a forward pass too where the first kept none."""
+def _prepass_share(policy: PolicyModel, batch: StepBatch) -> float:
+    """The forward passes without gradient, in parts of both phases."""
     started = time.perf_counter()
     prepared = prepare(policy, batch, Objectives(build("p3o")), {}, ALONE)
-    synchronize(policy.device)
-    between = time.perf_counter()
     backward(policy, prepared, None)
     synchronize(policy.device)
-    return between - started, time.perf_counter() - between
+    return prepared.prepass_s / (time.perf_counter() - started)
 
 
 def _policy(device: torch.device) -> PolicyModel:
@@ -133,11 +127,15 @@ def _seconds(policy: PolicyModel, batch: StepBatch, variant: str, beyond: Mappin
     return time.perf_counter() - started
 
 
-def _batch(micro_batch_tokens: int) -> StepBatch:
-    """Completions of uneven lengths, the longest ones among them."""
+def _batch(pieces: int) -> StepBatch:
+    """Completions of uneven lengths in so many micro-batches, or one more."""
     rng = np.random.default_rng(0)
     groups = [random_group(index, rng) for index in range(GROUPS)]
-    return build_step(groups, batch_rewards(groups), "group_std", micro_batch_tokens)
+    tokens = sum(PROMPT + t.length for group in groups for t in group.trajectories)
+    whole = build_step(groups, batch_rewards(groups), "group_std", tokens)
+    if pieces == 1:
+        return whole
+    return build_step(groups, batch_rewards(groups), "group_std", whole.computed_tokens // pieces + PROMPT)
 
 
 def random_group(index: int, rng: np.random.Generator) -> Group:

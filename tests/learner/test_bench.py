@@ -47,8 +47,8 @@ def test_the_first_pass_is_a_part_of_the_step_where_it_keeps_no_graph(
     monkeypatch.setattr(learner.bench, "LONGEST", 32)
     learner.bench.main(["phases", "--device", "cpu", "--rounds", "1"])
     one, several = json.loads(capsys.readouterr().out)["by_micro_batches"].values()
-    assert one["first_pass_share"] == 0
-    assert 0 < several["first_pass_share"] < 1
+    assert one["prepass_share"] == 0
+    assert 0 < several["prepass_share"] < 1
 
 
 def test_it_needs_no_redis() -> None:
