@@ -25,7 +25,7 @@ from shared.errors import ConfigError
 Dtype = Literal["float32", "bfloat16"]
 
 _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-_ATTENTION = {"full_attention", "sliding_attention"}  # others carry a state from one trajectory into the next
+_APART = 1e-3  # nats by which a sequence may differ for what stands before it in the row: rounding
 
 
 def use_configured_threads() -> None:
@@ -74,11 +74,6 @@ class PolicyModel:
         for name in _SCALED_LOGITS:
             if getattr(module.config, name, None) not in (None, 1, 1.0):
                 raise ConfigError(f"{key}: its config sets {name}, which the learner cannot recompute")
-        layers = set(getattr(module.config, "layer_types", None) or ())
-        if layers - _ATTENTION:
-            raise ConfigError(
-                f"{key}: its {', '.join(layers - _ATTENTION)} layers cannot tell packed trajectories apart"
-            )
         try:
             module.set_attn_implementation(PACKED_ATTENTION)
         except ValueError as error:
@@ -103,7 +98,21 @@ class PolicyModel:
             module: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{key} {path!r} cannot be loaded: {error}") from None
-        return cls(module.to(device), dtype, matrices=matrices, key=key)
+        policy = cls(module.to(device), dtype, key=key)
+        policy._check_packing(key)
+        policy.matrices = matrices
+        return policy
+
+    def _check_packing(self, key: str) -> None:
+        """Refuses a model that sees what stands before a sequence in the row, as one with a state does."""
+        first, second = list(range(1, 9)), list(range(9, 17))
+        try:
+            [alone] = self.sequence_logprobs([second])
+            beside = self.sequence_logprobs([first, second])[1]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{key}: it cannot compute packed trajectories: {error}") from None
+        if not np.allclose(alone, beside, rtol=0, atol=_APART):
+            raise ConfigError(f"{key}: its layers do not keep packed trajectories apart")
 
     def checkpoint_activations(self) -> None:
         """From now on a layer keeps its input only, and computes the rest again in the backward pass."""

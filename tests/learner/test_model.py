@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
 
 from learner.batch import MicroBatch, batch_rewards, build_step
 from learner.model import PolicyModel, choose_device, matrix_dtype
@@ -128,10 +128,14 @@ def test_what_cannot_be_loaded_or_recomputed_is_refused_by_key(tiny_folder: Path
     module.config.final_logit_softcapping = 30.0
     with pytest.raises(ConfigError, match="final_logit_softcapping"):
         PolicyModel(module)
-    module = load(tiny_folder).module
-    module.config.layer_types = ["linear_attention"]
-    with pytest.raises(ConfigError, match="linear_attention layers cannot tell packed trajectories apart"):
-        PolicyModel(module)
+
+
+def test_a_model_that_carries_a_state_from_one_trajectory_into_the_next_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 1, "vocab_size": 64}
+    MambaForCausalLM(MambaConfig(**sizes, initializer_range=0.5)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.path.*packed trajectories"):
+        load(tmp_path)
 
 
 def test_a_device_that_is_not_there_is_refused_by_key() -> None:
