@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -97,13 +97,17 @@ def test_the_padded_loss_is_that_of_the_packed_step() -> None:
     assert padded.item() == pytest.approx(packed.token_loss.loss.item(), rel=1e-6)
 
 
-def test_the_command_prints_a_table_or_json(capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["--shape", "demo", "--vocabulary", "400", "--sequences", "4", "--longest", "80", "--rounds", "1"]
-    learner.bench.main(["learner", *words, "--variant", "packed"])
-    assert "packed" in capfd.readouterr().out
+def test_a_table_has_a_row_for_every_variant_and_odd_lengths_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"tokens_per_s": 200.0, "seconds": 2.0, "memory_bytes": 10**7, "mfu": 0.5, "matrix_flops": 9e10}
+    row |= {"packing_efficiency": 0.9, "prepass_share": 0.0}
+    padded = row | {"tokens_per_s": 50.0, "memory_bytes": 10**8}
+    told = {**asdict(SMALL), "device": "cpu", "threads": 1, "torch": "2", "tokens": 400, "filled": 0.3}
+    lines = bench_step.table(told | {"variants": {"padded": padded, "packed": row}}).splitlines()
+    assert "4.00 x" in lines[3]
+    assert "1/10.0" in lines[3]
     with pytest.raises(SystemExit):
-        learner.bench.main(["learner", *words, "--prompt", "64"])
-    assert "prompt < shortest <= longest" in capfd.readouterr().err
+        learner.bench.main(["learner", "--prompt", "64"])
+    assert "prompt < shortest <= longest" in capsys.readouterr().err
 
 
 def test_what_the_learner_does_beside_the_model_is_measured_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,8 +132,8 @@ def test_what_cannot_be_loaded_or_recomputed_is_refused_by_key(tiny_folder: Path
 
 def test_a_model_that_carries_a_state_from_one_trajectory_into_the_next_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 1, "vocab_size": 64}
-    MambaForCausalLM(MambaConfig(**sizes, initializer_range=0.5)).save_pretrained(tmp_path)
+    config = MambaConfig(hidden_size=16, state_size=4, num_hidden_layers=1, vocab_size=64)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"model\.path.*packed trajectories"):
         load(tmp_path)
 
