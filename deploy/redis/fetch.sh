@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder="$PWD/.cache/redis"
 [ ! -x "$folder/redis-cli" ] || exit 0
-if command -v redis-server >/dev/null || ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then exit 0; fi
+if redis-server --version 2>/dev/null | grep -qE ' v=([7-9]|[1-9][0-9])\.' || ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then exit 0; fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 if ! (cd "$work" && apt-get download -qq redis-server redis-tools liblzf1 libjemalloc2 2>/dev/null >&2); then
