@@ -5,7 +5,7 @@ from __future__ import annotations
 from learner.adjust import Adjusted
 from learner.checkpoint import CheckpointStore
 from learner.files import RunFiles
-from learner.model import PolicyModel, choose_device
+from learner.model import load_policy
 from learner.objectives import servable_objectives
 from learner.parts import Parts
 from learner.patience import Patience
@@ -48,7 +48,7 @@ def assemble(
     """The parts of a learner that has this epoch, and where it begins: at the newest good checkpoint, if any."""
     files = RunFiles(config.run.folder)
     objectives = servable_objectives(config)  # refused before anything is loaded
-    policy = PolicyModel.load(config.model.path, config.model.dtype, choose_device(config.learner.device))
+    policy = load_policy(config)
     reference = load_reference(config, objectives.needs, policy)
     optimizer = make_optimizer(policy, config.learner)
     begin, checkpoint = patiently(

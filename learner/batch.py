@@ -1,6 +1,6 @@
-"""Groups to tensors: trained tokens flattened, micro-batches padded. Pure functions.
+"""Groups to tensors: trained tokens flattened, micro-batches packed without padding. Pure functions.
 
-B trajectories of a step, b of a micro-batch, L their padded length, n trained tokens of the micro-batch.
+B trajectories of a step, N tokens of a micro-batch, n trained ones among them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from learner.objective.advantages import Normalization, group_advantages, has_signal
+from learner.packing import Packed, Size, pack, packed
 from shared.types import BoolArray, Group, Source, Trajectory
 
 Float64Array = npt.NDArray[np.float64]
@@ -27,9 +28,9 @@ NO_VERSION = -1  # of a token that an expert wrote
 class MicroBatch:
     """What one forward and backward pass sees."""
 
-    input_ids: Tensor  # [b, L] int64, prompt and completion, padded on the right with 0
-    rows: Tensor  # [n] int64, of the trained tokens in input_ids
-    columns: Tensor  # [n] int64, at least 1
+    packed: Packed  # N tokens: prompts, and completions without what no trained token follows
+    tokens: Tensor  # [n] int64, the trained tokens
+    before: Tensor  # [n] int64, where in the row the token stands that each of them follows
     temperature: Tensor  # [n] float32
     behavior_logprobs: Tensor  # [n] float32, nats
     advantages: Tensor  # [n] float32; 0 for an expert's token
@@ -37,12 +38,12 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        return MicroBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        return MicroBatch(**{name: part.to(device) for name, part in vars(self).items()})
 
     @property
     def trained_tokens(self) -> int:
         """The trained tokens, n."""
-        return len(self.rows)
+        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class StepBatch:
     versions: Int64Array  # [trained tokens], NO_VERSION where an expert wrote the token
     positions: Int64Array  # [trained tokens], tokens of the completion before each
     expert: Tensor  # [trained tokens] bool, written by an expert
+    packing_efficiency: float  # share of the micro-batches' token budgets that is used
 
     @property
     def trajectories(self) -> tuple[Trajectory, ...]:
@@ -88,6 +90,11 @@ class StepBatch:
         return list(zip(lengths.tolist(), rewards.tolist(), strict=True))
 
     @property
+    def computed_tokens(self) -> int:
+        """The tokens that the model computes in one pass: a prompt that a micro-batch shares counts once."""
+        return sum(len(m.packed.ids) for m in self.micro_batches)
+
+    @property
     def sequence_of(self) -> Tensor:
         """The trajectory of every trained token, [trained tokens] int64."""
         pieces = [m.sequence_of for m in self.micro_batches]
@@ -100,14 +107,25 @@ class StepBatch:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One trajectory, ready to be padded."""
+class _Trained:
+    """A trajectory with something to train on."""
 
     index: int  # within the step
-    ids: npt.NDArray[np.int32]  # [P + T]
-    trained: Int64Array  # [k], positions in ids
+    group: int  # within the step
+    prompt_ids: npt.NDArray[np.int32]
+    trained: Int64Array  # [k], positions in the completion
     trajectory: Trajectory
     advantage: float
+
+    @property
+    def size(self) -> Size:
+        """What it takes in a micro-batch."""
+        return Size(self.group, len(self.prompt_ids), len(self.own_ids))
+
+    @property
+    def own_ids(self) -> npt.NDArray[np.int32]:
+        """The tokens of the completion that a trained one follows."""
+        return self.trajectory.token_ids[: self.trained[-1]]
 
 
 def batch_rewards(groups: Sequence[Group], shuffle_seed: Sequence[int] | None = None) -> list[Float64Array]:
@@ -138,7 +156,7 @@ def build_step(
         groups: no empty prompt among them; may be none, where another rank has some.
         rewards: of each group, one for each trajectory.
         normalization: how advantages are made of rewards.
-        micro_batch_tokens: most padded tokens of a micro-batch; a longer trajectory goes alone.
+        micro_batch_tokens: most tokens of a micro-batch; a longer trajectory goes alone.
 
     """
     flat = torch.from_numpy(np.concatenate([np.zeros(0), *rewards]))
@@ -148,37 +166,26 @@ def build_step(
     mine = torch.from_numpy(own)
     advantages = torch.zeros_like(flat)
     advantages[mine] = group_advantages(flat[mine], group_of[mine], normalization)
-    rows = _rows(groups, advantages.tolist())
-    cuts = cut([len(row.ids) for row in rows], micro_batch_tokens)
-    pieces = [[rows[i] for i in piece] for piece in cuts]
-    ordered = [row for piece in pieces for row in piece]
+    trained = _trained(groups, advantages.tolist())
+    pieces = [[trained[i] for i in piece] for piece in pack([t.size for t in trained], micro_batch_tokens)]
+    ordered = [t for piece in pieces for t in piece]
+    micro_batches = tuple(map(_micro_batch, pieces))
+    written = np.concatenate([np.zeros(0, dtype=np.uint8), *(t.trajectory.source[t.trained] for t in ordered)])
+    expert = written == Source.EXPERT
+    versions = [t.trajectory.token_versions()[t.trained] for t in ordered]
+    budget = micro_batch_tokens * max(1, len(pieces))
     return StepBatch(
         groups=tuple(groups),
-        micro_batches=tuple(_pad(piece) for piece in pieces),
+        micro_batches=micro_batches,
         rewards=flat.numpy(),
         group_of=group_of,
         own=own,
         signal_share=has_signal(flat[mine], group_of[mine]).double().mean().item(),
-        versions=np.concatenate([np.zeros(0, dtype=np.int64), *map(_versions, ordered)]),
-        positions=np.concatenate([np.zeros(0, dtype=np.int64), *map(_positions, ordered)]),
-        expert=torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.bool_), *map(_expert, ordered)])),
+        versions=np.where(expert, NO_VERSION, np.concatenate([np.zeros(0, dtype=np.int64), *versions])),
+        positions=np.concatenate([np.zeros(0, dtype=np.int64), *(t.trained for t in ordered)]),
+        expert=torch.from_numpy(expert),
+        packing_efficiency=min(1.0, sum(len(m.packed.ids) for m in micro_batches) / budget),
     )
-
-
-def cut(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of trajectories in micro-batches of at most `budget` padded tokens, longest first.
-
-    Sorting by length keeps the padding small; a single trajectory above the budget goes alone.
-    """
-    pieces: list[list[int]] = []
-    longest = 0
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if pieces and longest * (len(pieces[-1]) + 1) <= budget:
-            pieces[-1].append(i)
-        else:
-            pieces.append([i])
-            longest = lengths[i]
-    return pieces
 
 
 def _own_trajectories(groups: Sequence[Group]) -> BoolArray:
@@ -186,47 +193,34 @@ def _own_trajectories(groups: Sequence[Group]) -> BoolArray:
     return np.array([not t.by_expert for group in groups for t in group.trajectories], dtype=np.bool_)
 
 
-def _rows(groups: Sequence[Group], advantages: Sequence[float]) -> list[_Row]:
+def _trained(groups: Sequence[Group], advantages: Sequence[float]) -> list[_Trained]:
     """The trajectories that have something to train on."""
-    rows = []
-    pairs = [(group.prompt_ids, t) for group in groups for t in group.trajectories]
-    for index, (prompt, t) in enumerate(pairs):
-        trained = np.flatnonzero(t.loss_mask) + len(prompt)
+    found = []
+    owners = [(i, group.prompt_ids, t) for i, group in enumerate(groups) for t in group.trajectories]
+    for index, (group, prompt, t) in enumerate(owners):
+        trained = np.flatnonzero(t.loss_mask)
         if len(trained):
-            rows.append(_Row(index, np.concatenate((prompt, t.token_ids)), trained, t, advantages[index]))
-    return rows
+            found.append(_Trained(index, group, prompt, trained, t, advantages[index]))
+    return found
 
 
-def _pad(piece: Sequence[_Row]) -> MicroBatch:
-    ids = np.zeros((len(piece), max(len(row.ids) for row in piece)), dtype=np.int64)
-    for i, row in enumerate(piece):
-        ids[i, : len(row.ids)] = row.ids
-    sizes = torch.tensor([len(row.trained) for row in piece])
+def _micro_batch(piece: Sequence[_Trained]) -> MicroBatch:
+    row = packed([(t.group, t.prompt_ids, t.own_ids) for t in piece])
+    sizes = [len(t.trained) for t in piece]
+    tokens = np.concatenate([t.trajectory.token_ids[t.trained] for t in piece])
+    trained = np.concatenate([t.trained for t in piece])
+    prompt_at, prompt, own_at, _ = np.repeat(np.array(row.placed), sizes, axis=0).T
 
-    def spread(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype).repeat_interleave(sizes)
+    def each(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).repeat_interleave(torch.tensor(sizes))
 
-    behavior = np.concatenate([row.trajectory.behavior_logprobs[_positions(row)] for row in piece])
+    behavior = np.concatenate([t.trajectory.behavior_logprobs[t.trained] for t in piece])
     return MicroBatch(
-        input_ids=torch.from_numpy(ids),
-        rows=spread(range(len(piece)), torch.int64),
-        columns=torch.from_numpy(np.concatenate([row.trained for row in piece])),
-        temperature=spread([row.trajectory.sampling.temperature for row in piece], torch.float32),
+        packed=row,
+        tokens=torch.from_numpy(tokens.astype(np.int64)),
+        before=torch.from_numpy(np.where(trained > 0, own_at + trained - 1, prompt_at + prompt - 1)),
+        temperature=each([t.trajectory.sampling.temperature for t in piece], torch.float32),
         behavior_logprobs=torch.from_numpy(behavior.astype(np.float32)),
-        advantages=spread([row.advantage for row in piece], torch.float32),
-        sequence_of=spread([row.index for row in piece], torch.int64),
+        advantages=each([t.advantage for t in piece], torch.float32),
+        sequence_of=each([t.index for t in piece], torch.int64),
     )
-
-
-def _versions(row: _Row) -> Int64Array:
-    return np.where(_expert(row), NO_VERSION, row.trajectory.token_versions()[_positions(row)])
-
-
-def _expert(row: _Row) -> BoolArray:
-    written: BoolArray = row.trajectory.source[_positions(row)] == Source.EXPERT
-    return written
-
-
-def _positions(row: _Row) -> Int64Array:
-    """Positions of the trained tokens within the trajectory's own arrays."""
-    return row.trained - (len(row.ids) - row.trajectory.length)

@@ -1,5 +1,7 @@
 """What a step costs, measured where it runs: `python -m learner.bench shadows` (or another of BENCHMARKS) prints JSON.
 
+`python -m learner.bench learner` is in bench_step.py, with options of its own.
+
 Every variant takes the same step in turn, round after round, and is compared with the first one of its own round:
 whatever else the machine does meets all of them. Needs no Redis.
 """
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from learner.batch import StepBatch, batch_rewards, build_step
+from learner.bench_meter import synchronize
 from learner.model import PolicyModel, choose_device, use_configured_threads
 from learner.objective.registry import OBJECTIVES, build
 from learner.objectives import Objectives
@@ -51,8 +54,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], int]] = {  # the shadows, and shadow_
 def shadows(device: torch.device, rounds: int) -> dict[str, Any]:
     """Time of a P3O step with shadows, in times of the step without any: the median over the rounds."""
     policy = _policy(device)
-    padded = GROUPS * GROUP_SIZE * (PROMPT + LONGEST)
-    batches = [_batch(micro_batch_tokens) for micro_batch_tokens in (padded, padded // 5)]
+    batches = [_batch(pieces) for pieces in (1, 5)]
     return {
         **machine(device, policy),
         "trained_tokens": batches[0].trained_tokens,
@@ -65,26 +67,21 @@ def shadows(device: torch.device, rounds: int) -> dict[str, Any]:
 def phases(device: torch.device, rounds: int) -> dict[str, Any]:
     """What knowing the whole step before its first backward pass costs: its share of a P3O step's time."""
     policy = _policy(device)
-    padded = GROUPS * GROUP_SIZE * (PROMPT + LONGEST)
     found = {}
     for pieces in (1, 5):
-        batch = _batch(padded // pieces)
-        taken = [_phases(policy, batch) for _ in range(rounds + 1)][1:]  # the first allocates
-        count = len(batch.micro_batches)
-        extra = [first / (first + second) if count > 1 else 0.0 for first, second in taken]
-        found[str(count)] = {"first_pass_share": round(statistics.median(extra), 3)}
+        batch = _batch(pieces)
+        shares = [_prepass_share(policy, batch) for _ in range(rounds + 1)][1:]  # the first allocates
+        found[str(len(batch.micro_batches))] = {"prepass_share": round(statistics.median(shares), 3)}
     return {**machine(device, policy), "rounds": rounds, "by_micro_batches": found}
 
 
-def _phases(policy: PolicyModel, batch: StepBatch) -> tuple[float, float]:
-    """Seconds of the first phase and of the second, which holds a forward pass too where the first kept none."""
+def _prepass_share(policy: PolicyModel, batch: StepBatch) -> float:
+    """The forward passes without gradient, in parts of both phases."""
     started = time.perf_counter()
     prepared = prepare(policy, batch, Objectives(build("p3o")), {}, ALONE)
-    _synchronize(policy.device)
-    between = time.perf_counter()
     backward(policy, prepared, None)
-    _synchronize(policy.device)
-    return between - started, time.perf_counter() - between
+    synchronize(policy.device)
+    return prepared.prepass_s / (time.perf_counter() - started)
 
 
 def _policy(device: torch.device) -> PolicyModel:
@@ -121,25 +118,24 @@ def _seconds(policy: PolicyModel, batch: StepBatch, variant: str, beyond: Mappin
     config = LearnerConfig(learning_rate=0.0, shadow_gradients_every=every)
     optimizer = make_optimizer(policy, config)
     given = {name: values for name, values in beyond.items() if name in objectives.needs}
-    _synchronize(policy.device)
+    synchronize(policy.device)
     started = time.perf_counter()
     outcome = take_step(policy, optimizer, batch, objectives, config, 1, beyond=given)
-    _synchronize(policy.device)
+    synchronize(policy.device)
     if outcome.skipped:
         raise RuntimeError(f"the step was skipped for a {outcome.skipped}: nothing was measured")
     return time.perf_counter() - started
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _batch(micro_batch_tokens: int) -> StepBatch:
-    """Completions of uneven lengths, the longest ones among them."""
+def _batch(pieces: int) -> StepBatch:
+    """Completions of uneven lengths in so many micro-batches, or one more."""
     rng = np.random.default_rng(0)
     groups = [random_group(index, rng) for index in range(GROUPS)]
-    return build_step(groups, batch_rewards(groups), "group_std", micro_batch_tokens)
+    tokens = sum(PROMPT + t.length for group in groups for t in group.trajectories)
+    whole = build_step(groups, batch_rewards(groups), "group_std", tokens)
+    if pieces == 1:
+        return whole
+    return build_step(groups, batch_rewards(groups), "group_std", whole.computed_tokens // pieces + PROMPT)
 
 
 def random_group(index: int, rng: np.random.Generator) -> Group:
@@ -205,12 +201,18 @@ BENCHMARKS: dict[str, Callable[[torch.device, int], dict[str, Any]]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["learner"]:
+        from learner import bench_step
+
+        bench_step.main(given[1:])
+        return
     parser = argparse.ArgumentParser(prog="python -m learner.bench", description="What a step costs.")
-    parser.add_argument("what", choices=sorted(BENCHMARKS))
+    parser.add_argument("what", choices=sorted([*BENCHMARKS, "learner"]))
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions; of patches, versions")
     parser.add_argument("--json", action="store_true", help="of patches: JSON instead of a table; of others always")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     use_configured_threads()
     measure = BENCHMARKS[options.what]
     told = measure(choose_device(options.device), options.rounds)

@@ -33,6 +33,7 @@ _STATE = "state.json"
 _EPOCH = "epoch-"  # empty files: the newest is the learner that the run belongs to
 _PARTS = ("model", "optimizer", "rng")
 TORN = ".torn"
+_MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Adafactor": {"step", "row_var", "col_var", "variance"}}
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,13 @@ def restore_tensors(
     for key, value in tensors["optimizer"].items():
         name, _, field = key.rpartition("/")
         state.setdefault(names.index(name), {})[field] = value
+    kind = type(optimizer).__name__
+    fields = {field for moments in state.values() for field in moments}
+    if fields - _MOMENTS.get(kind, fields):
+        raise CheckpointError(
+            f"the checkpoint's optimizer is not {kind}: set learner.optimizer to that which the run began with, or "
+            "take another run.folder"
+        )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["rng"]["cpu"])
     if "cuda" in tensors["rng"] and policy.device.type == "cuda":

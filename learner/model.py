@@ -5,20 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from learner.batch import MicroBatch, cut
+from learner.attention import NAME as PACKED_ATTENTION
+from learner.batch import MicroBatch
+from learner.head import TokenOutputs, token_outputs
 from learner.model_files import ModelFiles
+from learner.packing import Packed, packed
+from shared.config import Config
 from shared.errors import ConfigError
 
-HEAD_ELEMENTS = 2**28  # logits that are held at once; more trained tokens go through the head in pieces
+Dtype = Literal["float32", "bfloat16"]
+
 _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+_APART = 1e-3  # nats by which a sequence may differ for what stands before it in the row: rounding
 
 
 def use_configured_threads() -> None:
@@ -35,29 +42,52 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-class TokenOutputs(NamedTuple):
-    """What the policy says of n tokens."""
+def load_policy(config: Config) -> PolicyModel:
+    """The model to train, as the configuration wants it computed. Raises ConfigError where it cannot be loaded."""
+    learner, dtype = config.learner, config.model.dtype
+    device = choose_device(learner.device)
+    policy = PolicyModel.load(
+        config.model.path, dtype, device, matrices=matrix_dtype(learner.matrix_dtype, dtype, device)
+    )
+    if learner.activation_checkpointing:
+        policy.checkpoint_activations()
+    return policy
 
-    logprobs: Tensor  # [n], nats
-    entropy: Tensor | None  # [n], nats, of the distribution that each was drawn from; None if not asked for
+
+def matrix_dtype(wanted: Literal["auto", "float32", "bfloat16"], published: Dtype, device: torch.device) -> Dtype:
+    """The precision of matrix products: where nobody asks for one, the published one on CUDA, float32 on a CPU."""
+    if wanted != "auto":
+        return wanted
+    return published if device.type == "cuda" else "float32"
 
 
 class PolicyModel:
     """A model whose weights are float32 here and `dtype` in the files that it publishes."""
 
     def __init__(
-        self, module: Any, dtype: Literal["float32", "bfloat16"] = "float32", *, key: str = "model.path"
+        self, module: Any, dtype: Dtype = "float32", *, matrices: Dtype = "float32", key: str = "model.path"
     ) -> None:
-        """`key` is where the configuration names the model."""
+        """`matrices` is the precision of matrix products; `key` is where the configuration names the model."""
         self.module: Any = module.eval()  # no dropout: ratios compare weights, not noise
         self.dtype = getattr(torch, dtype)
+        self.matrices: Dtype = matrices
         for name in _SCALED_LOGITS:
             if getattr(module.config, name, None) not in (None, 1, 1.0):
                 raise ConfigError(f"{key}: its config sets {name}, which the learner cannot recompute")
+        try:
+            module.set_attn_implementation(PACKED_ATTENTION)
+        except ValueError as error:
+            raise ConfigError(f"{key}: its attention cannot be kept within packed trajectories: {error}") from None
 
     @classmethod
     def load(
-        cls, path: str, dtype: Literal["float32", "bfloat16"], device: torch.device, *, key: str = "model.path"
+        cls,
+        path: str,
+        dtype: Dtype,
+        device: torch.device,
+        *,
+        matrices: Dtype = "float32",
+        key: str = "model.path",
     ) -> PolicyModel:
         """Loads a Hugging Face folder or hub name. Raises ConfigError where that is impossible."""
         from transformers import AutoModelForCausalLM
@@ -65,10 +95,32 @@ class PolicyModel:
 
         logging.disable_progress_bar()
         try:
-            module: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+            module: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{key} {path!r} cannot be loaded: {error}") from None
-        return cls(module.to(device), dtype, key=key)
+        policy = cls(module.to(device), dtype, key=key)
+        policy._check_packing(key)
+        policy.matrices = matrices
+        return policy
+
+    def _check_packing(self, key: str) -> None:
+        """Refuses a model that sees what stands before a sequence in the row, as one with a state does."""
+        first, second = list(range(1, 9)), list(range(9, 17))
+        try:
+            [alone] = self.sequence_logprobs([second])
+            beside = self.sequence_logprobs([first, second])[1]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{key}: it cannot compute packed trajectories: {error}") from None
+        if not np.allclose(alone, beside, rtol=0, atol=_APART):
+            raise ConfigError(f"{key}: its layers do not keep packed trajectories apart")
+
+    def checkpoint_activations(self) -> None:
+        """From now on a layer keeps its input only, and computes the rest again in the backward pass."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        for layer in self.module.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
     @property
     def device(self) -> torch.device:
@@ -89,35 +141,24 @@ class PolicyModel:
         """Log-probs of the trained tokens at the temperature they were drawn at, [n], with gradient."""
         return self.outputs(batch).logprobs
 
-    def outputs(self, batch: MicroBatch, *, entropy: bool = False) -> TokenOutputs:
+    def outputs(self, batch: MicroBatch, *, entropy: bool = False, known: TokenOutputs | None = None) -> TokenOutputs:
         """What the policy says of the trained tokens, at the temperature they were drawn at, with gradient.
 
-        Padding needs no mask: it is on the right, and attention is causal.
+        What is `known` from an earlier pass with the same weights is not computed again, but gets its gradient.
         """
-        hidden = self._hidden(batch.input_ids)[batch.rows, batch.columns - 1]
-        tokens = batch.input_ids[batch.rows, batch.columns]
-        columns = self._head(hidden, tokens, batch.temperature, entropy=entropy)
-        return TokenOutputs(columns[:, 0], columns[:, 1] if entropy else None)
+        hidden = self._hidden(batch.packed).index_select(0, batch.before)
+        return self._head(hidden, batch.tokens, batch.temperature, entropy=entropy, known=known)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probs of tokens 1..T-1 of each sequence at temperature 1, nats. Like lengths are computed together."""
-        lengths = [len(sequence) for sequence in sequences]
-        found: dict[int, list[float]] = {}
-        for piece in cut(lengths, max(lengths)):
-            found.update(zip(piece, self._sequence_logprobs([sequences[i] for i in piece]), strict=True))
-        return [found[i] for i in range(len(sequences))]
-
-    def _sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64, device=self.device)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-        lengths = torch.tensor([len(sequence) for sequence in sequences], device=self.device)
-        real = torch.arange(1, ids.shape[1], device=self.device) < lengths[:, None]
-        tokens = ids[:, 1:][real]
-        neutral = torch.ones_like(tokens, dtype=torch.float32)
-        logprobs = self._head(self._hidden(ids)[:, :-1][real], tokens, neutral)[:, 0]
-        return [piece.tolist() for piece in logprobs.split((lengths - 1).tolist())]
+        """Log-probs of tokens 1..T-1 of each sequence at temperature 1, nats."""
+        none, ids = np.zeros(0, dtype=np.int32), [np.array(sequence, dtype=np.int32) for sequence in sequences]
+        row = packed([(i, none, own) for i, own in enumerate(ids)]).to(self.device)
+        tokens = torch.from_numpy(np.concatenate([own[1:] for own in ids]).astype(np.int64)).to(self.device)
+        before = np.concatenate([one.whole()[:-1] for one in row.placed])
+        hidden = self._hidden(row).index_select(0, torch.from_numpy(before).to(self.device))
+        logprobs = self._head(hidden, tokens, torch.ones_like(tokens, dtype=torch.float32)).logprobs
+        return [piece.tolist() for piece in logprobs.split([len(own) - 1 for own in ids])]
 
     @cached_property
     def files(self) -> ModelFiles:
@@ -133,32 +174,36 @@ class PolicyModel:
         for name, tensor in sorted(self.files.tensors().items()):
             yield name, tensor.detach().to(self.dtype) if tensor.is_floating_point() else tensor.detach()
 
-    def _hidden(self, input_ids: Tensor) -> Tensor:
-        """Last hidden states, [b, L, hidden]."""
+    def _hidden(self, row: Packed) -> Tensor:
+        """Last hidden states, [N, d]."""
         with self._autocast():
-            hidden: Tensor = self.module.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            outputs = self.module.base_model(
+                input_ids=row.ids[None], position_ids=row.positions[None], use_cache=False, spread=row.spread
+            )
+        hidden: Tensor = outputs.last_hidden_state[0]
         return hidden
 
-    def _head(self, hidden: Tensor, tokens: Tensor, temperature: Tensor, *, entropy: bool = False) -> Tensor:
-        """The output layer for the trained tokens only, in pieces where the vocabulary is large: [n, 1 or 2]."""
-        size = max(1, HEAD_ELEMENTS // self.vocab_size)
-        if len(tokens) <= size:
-            return self._token_columns(hidden, tokens, temperature, entropy)
-        pieces = zip(*(torch.split(whole, size) for whole in (hidden, tokens, temperature)), strict=True)
-        return torch.cat([checkpoint(self._token_columns, *piece, entropy, use_reentrant=False) for piece in pieces])
+    def _head(
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        temperature: Tensor,
+        *,
+        entropy: bool = False,
+        known: TokenOutputs | None = None,
+    ) -> TokenOutputs:
+        """The output layer for these tokens only."""
+        head = self.module.get_output_embeddings()
+        return token_outputs(
+            hidden, head.weight, head.bias, tokens, temperature, entropy=entropy, known=known, dtype=self._narrow
+        )
 
-    def _token_columns(self, hidden: Tensor, tokens: Tensor, temperature: Tensor, entropy: bool) -> Tensor:
-        """Log-prob and, if asked for, entropy."""
-        with self._autocast():
-            logits = self.module.get_output_embeddings()(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature[:, None]
-        logprobs = torch.log_softmax(logits, -1)
-        sampled = logprobs.gather(1, tokens[:, None])
-        if not entropy:
-            return sampled
-        return torch.cat([sampled, -(logprobs.exp() * logprobs).sum(-1, keepdim=True)], 1)
+    @property
+    def _narrow(self) -> torch.dtype | None:
+        """The precision of matrix products, where it is not that of the weights."""
+        return torch.bfloat16 if self.matrices == "bfloat16" else None
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.dtype == torch.float32 or self.device.type != "cuda":
+        if self._narrow is None:
             return nullcontext()
-        return torch.autocast("cuda", self.dtype)
+        return torch.autocast(self.device.type, self._narrow)

@@ -65,7 +65,9 @@ def load_reference(config: Config, needs: frozenset[str], policy: PolicyModel) -
     if "ref_logprobs" not in needs:
         return None
     path = config.learner.reference or config.model.path
-    reference = PolicyModel.load(path, config.model.dtype, policy.device, key="learner.reference")
+    reference = PolicyModel.load(
+        path, config.model.dtype, policy.device, matrices=policy.matrices, key="learner.reference"
+    )
     if reference.vocab_size != policy.vocab_size:
         raise ConfigError(
             f"learner.reference {path!r} has {reference.vocab_size} tokens, the policy {policy.vocab_size}: "

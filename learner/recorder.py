@@ -19,6 +19,7 @@ from torch import Tensor
 from learner.batch import NO_VERSION
 from learner.lineage import Lineage
 from learner.minibatches import Minibatch
+from learner.model import matrix_dtype
 from learner.recording import FOLDER, MAX_BYTES, RecordedFile, Recording, encode, recorded_files
 from learner.step import StepOutcome
 from shared.config import Config
@@ -175,4 +176,5 @@ def recording_of(
         dtype=config.model.dtype,
         device=own.policy_logprobs.device.type,
         threads=torch.get_num_threads(),
+        matrix_dtype=matrix_dtype(learner.matrix_dtype, config.model.dtype, own.policy_logprobs.device),
     )

@@ -29,7 +29,7 @@ from shared.errors import DecodeError, SchemaVersionError, SizeLimitError
 from shared.frames import check_frame
 from shared.types import Group
 
-SCHEMA = (1, 0)
+SCHEMA = (1, 1)
 MAX_BYTES = 2**31  # of one file: more is not read
 MAX_OBJECTS = 2**20  # in one file: a group and an array are one each
 FOLDER = "recorded"
@@ -71,6 +71,7 @@ class Recording:
     dtype: Literal["float32", "bfloat16"]  # model.dtype
     device: str  # cpu, cuda
     threads: int  # of torch: the order of long sums depends on it
+    matrix_dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
 
     def decoded_groups(self) -> list[Group]:
         """The groups. Raises DecodeError."""

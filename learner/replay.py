@@ -11,8 +11,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ def make_report(given: argparse.Namespace) -> Report:
     weights = "the recorded log-probs"
     for name, recording in _recordings(given.folder / FOLDER, chosen, refused):
         if given.checkpoint is not None and policy is None:
-            weights, policy = load_weights(given.folder, given.checkpoint, recording.dtype, device_of(recording))
+            weights, policy = load_weights(given.folder, given.checkpoint, recording, device_of(recording))
         try:
             steps.append(replay(recording, wanted, policy))
         except DecodeError as error:
@@ -228,7 +229,7 @@ def _knob(text: str) -> tuple[str, str, Any]:
         raise ConfigError(f"--set-knob {text}: {value!r} is no value") from None
 
 
-def load_weights(folder: Path, wanted: str, dtype: Any, device: Any) -> tuple[str, PolicyModel]:
+def load_weights(folder: Path, wanted: str, recording: Recording, device: Any) -> tuple[str, PolicyModel]:
     """A checkpoint of the run, one of its published versions, or a Hugging Face folder: (what it is, the model).
 
     Raises:
@@ -239,21 +240,24 @@ def load_weights(folder: Path, wanted: str, dtype: Any, device: Any) -> tuple[st
     from learner.checkpoint import CheckpointStore, restore_weights
     from learner.model import PolicyModel
 
+    load = partial(
+        PolicyModel.load, dtype=recording.dtype, device=device, matrices=recording.matrix_dtype, key="--checkpoint"
+    )
     checkpoints = CheckpointStore(folder / "checkpoints", 2, print)
     names = checkpoints.names()
     name = names[-1] if names and wanted == NEWEST else wanted
     if name in names:
         checkpoint = checkpoints.read(name)
-        policy = PolicyModel.load(checkpoint.state.config["model"]["path"], dtype, device, key="--checkpoint")
+        policy = load(checkpoint.state.config["model"]["path"])
         restore_weights(checkpoint.tensors["model"], policy)
         return f"checkpoint {name}", policy
     version, is_folder = re.fullmatch(r"v?(\d+)", name), Path(name).is_dir()
     store = _store(folder) if version or not is_folder else None  # which may be far away
     published = store.versions() if store else []
     if store and version and int(version[1]) in published:
-        return _published(store, int(version[1]), dtype, device)
+        return _published(store, int(version[1]), load)
     if is_folder:
-        return f"the model in {name}", PolicyModel.load(name, dtype, device, key="--checkpoint")
+        return f"the model in {name}", load(name)
     versions = ", ".join(map(str, published[-5:])) or "none"
     raise ConfigError(
         f"--checkpoint {wanted}: no checkpoint of the run ({', '.join(names) or 'it has none'}), no published version "
@@ -274,8 +278,7 @@ def _store(folder: Path) -> PolicyStore:
     return open_store(config.model_copy(update={"run": here}), REPLAY)
 
 
-def _published(store: PolicyStore, number: int, dtype: Any, device: Any) -> tuple[str, PolicyModel]:
-    from learner.model import PolicyModel
+def _published(store: PolicyStore, number: int, load: Callable[[str], PolicyModel]) -> tuple[str, PolicyModel]:
     from shared.tensor_table import has_weights
 
     if not has_weights(store.manifest(number)):
@@ -285,7 +288,7 @@ def _published(store: PolicyStore, number: int, dtype: Any, device: Any) -> tupl
         )
     try:
         held = store.hold(number, REPLAY)[1]  # rebuilt, where it is stored as a patch
-        return f"published version {number}", PolicyModel.load(str(held), dtype, device, key="--checkpoint")
+        return f"published version {number}", load(str(held))
     finally:
         store.forget(REPLAY)
 

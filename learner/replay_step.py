@@ -184,7 +184,7 @@ def _anew(
 ) -> tuple[RatioStatistics, list[Replayed]]:
     """From the weights of a policy, with gradients."""
     batch = batch_of(recording)
-    largest = max(int(m.input_ids.max()) for m in batch.micro_batches)
+    largest = max(int(ids.max()) for m in batch.micro_batches for ids in (m.packed.ids, m.tokens))
     if largest >= policy.vocab_size:
         raise ConfigError(
             f"--checkpoint: a model of {policy.vocab_size} tokens, but step {recording.step} has token {largest}"

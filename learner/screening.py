@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from shared.types import Group, SamplingSettings, Source, Trajectory, group_id_f
 MISSING_LOGPROB = -9999.0  # what engines write for a log-prob that they do not have
 MAX_LOGPROB = 1e-3  # nats; rounding may lift a certain token above 0 by less than this
 NEUTRAL = SamplingSettings()
+_POLICY, _ENVIRONMENT, _EXPERT = map(int, (Source.POLICY, Source.ENVIRONMENT, Source.EXPERT))
 _NEUTRAL_NAMES = ("top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 WRONG_RUN = "wrong_run"
@@ -40,6 +42,7 @@ class Rules:
 
     run_id: str
     vocab_size: int
+    max_tokens: int  # of a trajectory, prompt included
     max_staleness: int  # versions beyond the group's lag
     lineage: Lineage
     experts: bool = False  # the objective learns from an expert's tokens
@@ -78,6 +81,10 @@ def _check(group: Group, rules: Rules) -> Group | Refused:
         return Refused("bad_tokens", f"prompt_ids: a token is not in [0, {rules.vocab_size})", True, group)
     if not len(group.prompt_ids):
         return Refused("bad_tokens", "prompt_ids: empty, so the first token has no log-prob", True, group)
+    longest = len(group.prompt_ids) + max(t.length for t in group.trajectories)
+    if longest > rules.max_tokens:
+        detail = f"a trajectory has {longest} tokens; learner.micro_batch_tokens ({rules.max_tokens}) must hold it"
+        return Refused("too_long", detail, True, group)
     if not any(t.loss_mask.any() for t in group.own):
         return Refused("no_trained_tokens", "no token that the policy drew has loss_mask", True, group)
     return evicted(group, rules) or group
@@ -123,11 +130,11 @@ def _problem(t: Trajectory, rules: Rules) -> tuple[str, str] | None:
 def _foreign_token(t: Trajectory, experts: bool) -> tuple[str, str] | None:
     """Which trained token is neither the policy's nor, where the objective learns from them, an expert's."""
     trained = t.source[t.loss_mask]
-    if (trained == Source.ENVIRONMENT).any():
+    if (trained == _ENVIRONMENT).any():
         return "bad_source", "source: the environment wrote a trained token"
     if not t.by_expert:
         return None
-    if (trained != Source.EXPERT).any():
+    if (trained != _EXPERT).any():
         return "bad_source", "source: the policy and an expert both wrote trained tokens of one trajectory"
     if not experts:
         return "bad_source", (
@@ -142,13 +149,14 @@ def _untruth(t: Trajectory) -> tuple[str, str] | None:
     sampling = _sampling_problem(t.sampling)
     if sampling:
         return "bad_sampling", f"sampling.{sampling}: the learner cannot recompute its log-probs"
-    trained = t.behavior_logprobs[t.loss_mask & (t.source == Source.POLICY)]
+    trained = t.behavior_logprobs[t.loss_mask & (t.source == _POLICY)]
     good = np.isfinite(trained) & (trained > MISSING_LOGPROB) & (trained <= MAX_LOGPROB)
     if not good.all():
         return "bad_logprobs", f"behavior_logprobs: {trained[~good][0]} on a trained token"
     return None
 
 
+@lru_cache(maxsize=64)
 def _sampling_problem(sampling: SamplingSettings) -> str | None:
     if not (math.isfinite(sampling.temperature) and sampling.temperature > 0):
         return f"temperature is {sampling.temperature}"

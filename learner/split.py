@@ -110,7 +110,7 @@ def sampled_groups(batch: StepBatch, version: int, most: int) -> list[int]:
 def split(batch: StepBatch, own: Step, then: PolicyModel, groups: list[int], version: int, staleness: int) -> Split:
     """The split of these groups' tokens that the version drew, whose weights `then` has."""
     sampled = [batch.groups[g] for g in groups]
-    longest = max(m.input_ids.numel() for m in batch.micro_batches)
+    longest = max(len(m.packed.ids) for m in batch.micro_batches)
     sample = build_step(sampled, batch_rewards(sampled), "group_mean", longest)
     at_version = _in_order(logprobs_now(then, sample), sample.sequence_of)
     versions = _in_order(torch.from_numpy(sample.versions), sample.sequence_of)

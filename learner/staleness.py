@@ -10,6 +10,7 @@ staleness of every token, exactly. Where nobody knows when a group was appended,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,9 @@ def _of(version: int, asked: int, latest_at_append: int, lineage: Lineage) -> tu
 
 def arm_of(group: Group) -> str:
     """The arm of a comparison that a group belongs to: the control, or the bucket of the lag that was asked for."""
-    if group.arm:
-        return group.arm
-    return f"lag {bucket_name(int(staleness_bucket(torch.tensor([group.lag]))))}"
+    return group.arm or _lag_bucket(group.lag)
+
+
+@functools.cache
+def _lag_bucket(lag: int) -> str:
+    return f"lag {bucket_name(int(staleness_bucket(torch.tensor([lag]))))}"

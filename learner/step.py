@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from learner.batch import MicroBatch, StepBatch
-from learner.model import PolicyModel, TokenOutputs
+from learner.head import TokenOutputs
+from learner.model import PolicyModel
 from learner.objective.core import Step, TokenLoss, piece_loss
 from learner.objective.ess import weight_sums
 from learner.objective.statistics import RatioStatistics, step_statistics
@@ -54,17 +55,15 @@ class StepOutcome:
     learning_rate: float
     shadows: tuple[ShadowOutcome, ...]
     seconds: float
+    prepass_s: float  # of these: forward passes that served the statistics alone
 
 
-def make_optimizer(policy: PolicyModel, config: LearnerConfig) -> torch.optim.AdamW:
-    """AdamW over every weight of the policy."""
-    return torch.optim.AdamW(
-        policy.named_parameters().values(),
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+def make_optimizer(policy: PolicyModel, config: LearnerConfig) -> torch.optim.Optimizer:
+    """The configured optimizer over every weight of the policy."""
+    weights, rate, decay = policy.named_parameters().values(), config.learning_rate, config.weight_decay
+    if config.optimizer == "adafactor":
+        return torch.optim.Adafactor(weights, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(weights, lr=rate, betas=config.betas, weight_decay=decay, fused=True)
 
 
 def learning_rate(config: LearnerConfig, step: int) -> float:
@@ -81,7 +80,8 @@ class Prepared:
     """What is known of a step before its first backward pass."""
 
     micro_batches: list[MicroBatch]  # of this rank
-    kept: TokenOutputs | None  # with gradient, where the one forward pass serves both phases
+    known: list[TokenOutputs]  # of each, without gradient
+    last: TokenOutputs | None  # of the last micro-batch, with gradient: its one forward pass serves both phases
     own: Step  # the tokens of this rank
     expert: Tensor | None  # which tokens of all ranks an expert wrote
     mine: slice  # where they stand among the tokens of all ranks
@@ -89,6 +89,7 @@ class Prepared:
     entropy_mean: Tensor | None  # [], nats, over the tokens that no expert wrote, of all ranks
     shadows: list[TokenLoss]
     statistics: RatioStatistics
+    prepass_s: float  # taken by forward passes that serve the statistics alone
 
 
 def prepare(
@@ -96,20 +97,29 @@ def prepare(
 ) -> Prepared:
     """The first phase: log-probs of the whole step, and what the objectives make of them."""
     micro_batches = [m.to(policy.device) for m in batch.micro_batches]
-    outputs, kept = _forward(policy, micro_batches, entropy="entropy" in objectives.needs)
-    own = step_tokens(batch, micro_batches, outputs, beyond)
+    entropy, started = "entropy" in objectives.needs, time.monotonic()
+    with torch.inference_mode():
+        outputs = [policy.outputs(m, entropy=entropy) for m in micro_batches[:-1]]
+    if policy.device.type == "cuda":
+        torch.cuda.synchronize(policy.device)
+    prepass_s = time.monotonic() - started if len(micro_batches) > 1 else 0.0
+    outputs += [policy.outputs(m, entropy=entropy) for m in micro_batches[-1:]]
+    known = [o.detach() for o in outputs]
+    own = step_tokens(batch, micro_batches, _joined(policy, known, entropy=entropy), beyond)
     tokens, mine = ranks.gather(own)
     token_loss = objectives.trained(tokens)
     return Prepared(
         micro_batches=micro_batches,
-        kept=kept,
+        known=known,
+        last=outputs[-1] if outputs else None,
         own=own,
         expert=tokens.expert,
         mine=mine,
         token_loss=token_loss,
-        entropy_mean=None if (entropy := tokens.drawn().entropy) is None else entropy.mean(),
+        entropy_mean=None if (entropies := tokens.drawn().entropy) is None else entropies.mean(),
         shadows=[shadow(tokens) for shadow in objectives.shadows],
         statistics=step_statistics(tokens, token_loss),
+        prepass_s=prepass_s,
     )
 
 
@@ -183,6 +193,7 @@ def take_step(
             for shadow, token_loss, cosine in zip(objectives.shadows, prepared.shadows, cosines, strict=True)
         ),
         seconds=time.monotonic() - started,
+        prepass_s=prepared.prepass_s,
     )
 
 
@@ -203,9 +214,9 @@ def step_tokens(
     sizes = torch.tensor([m.trained_tokens for m in micro_batches], device=device, dtype=torch.int64)
     return Step(
         policy_logprobs=outputs.logprobs,
-        behavior_logprobs=_joined([m.behavior_logprobs for m in micro_batches], outputs.logprobs),
-        advantages=_joined([m.advantages for m in micro_batches], outputs.logprobs),
-        sequence_of=_joined([m.sequence_of for m in micro_batches], sizes),
+        behavior_logprobs=_concatenated([m.behavior_logprobs for m in micro_batches], outputs.logprobs),
+        advantages=_concatenated([m.advantages for m in micro_batches], outputs.logprobs),
+        sequence_of=_concatenated([m.sequence_of for m in micro_batches], sizes),
         group_of=batch.group_of.to(device),
         rewards=torch.from_numpy(batch.rewards).to(device),
         micro_batch_of=torch.arange(len(micro_batches), device=device).repeat_interleave(sizes),
@@ -214,38 +225,32 @@ def step_tokens(
     )
 
 
-def _forward(
-    policy: PolicyModel, micro_batches: Sequence[MicroBatch], *, entropy: bool
-) -> tuple[TokenOutputs, TokenOutputs | None]:
-    """What the policy says of the whole step, without gradient, and with it where one pass serves both."""
-    if len(micro_batches) == 1:
-        kept = policy.outputs(micro_batches[0], entropy=entropy)
-        return TokenOutputs(kept.logprobs.detach(), kept.entropy.detach() if kept.entropy is not None else None), kept
-    with torch.no_grad():
-        outputs = [policy.outputs(m, entropy=entropy) for m in micro_batches]
+def _joined(policy: PolicyModel, outputs: Sequence[TokenOutputs], *, entropy: bool) -> TokenOutputs:
+    """Of all micro-batches, in one; in the precision of the weights on a rank that has none."""
     like = next(iter(policy.named_parameters().values()))
     entropies = [o.entropy for o in outputs if o.entropy is not None]
-    return TokenOutputs(
-        _joined([o.logprobs for o in outputs], like), _joined(entropies, like) if entropy else None
-    ), None
+    logprobs = _concatenated([o.logprobs for o in outputs], like)
+    return TokenOutputs(logprobs, _concatenated(entropies, like) if entropy else None)
 
 
-def _joined(pieces: Sequence[Tensor], like: Tensor) -> Tensor:
+def _concatenated(pieces: Sequence[Tensor], like: Tensor) -> Tensor:
     """The pieces in one, in the wider of their dtype and that one's: the same on a rank that has no piece."""
     return torch.cat([like.new_empty(0), *pieces])
 
 
 def backward(policy: PolicyModel, prepared: Prepared, comparison: GradientComparison | None) -> None:
-    """The second phase: accumulates the gradient of this rank's part of the step's loss."""
-    start = prepared.mine.start
-    entropy = any(loss.entropy_slope is not None for loss in (prepared.token_loss, *prepared.shadows))
-    for m in prepared.micro_batches:
-        outputs = prepared.kept or policy.outputs(m, entropy=entropy)
-        tokens = slice(start, start + m.trained_tokens)
+    """The second phase: accumulates the gradient of this rank's part of the step's loss.
+
+    It begins with the last micro-batch, whose graph waits; no other one is held at the same time.
+    """
+    end, outputs = prepared.mine.stop, prepared.last
+    for m, known in zip(reversed(prepared.micro_batches), reversed(prepared.known), strict=True):
+        outputs = outputs or policy.outputs(m, entropy=known.entropy is not None, known=known)
+        tokens = slice(end - m.trained_tokens, end)
         if comparison:
-            comparison.add(tokens, *outputs)
-        piece_loss(prepared.token_loss, tokens, *outputs).backward()
-        start += m.trained_tokens
+            comparison.add(tokens, outputs.logprobs, outputs.entropy)
+        piece_loss(prepared.token_loss, tokens, outputs.logprobs, outputs.entropy).backward()
+        end, outputs = tokens.start, None
 
 
 def _floor(log_ratio: Tensor, batch: StepBatch, drawn_by: int | None) -> Floor | None:

@@ -89,6 +89,7 @@ class Training:
         return Rules(
             run_id=config.run.id,
             vocab_size=self.parts.policy.vocab_size,
+            max_tokens=config.learner.micro_batch_tokens,
             max_staleness=config.admission.max_staleness,
             lineage=self.lineage,
             experts="expert" in self.parts.objectives.trained.needs,

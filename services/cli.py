@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from services.commands import bench, configuration, inspection, lag, letters, processes, store
+from services.commands.options import PASSED_ON
 
 HELP = """Asynchronous off-policy RL post-training for language models.
 
@@ -22,9 +23,6 @@ A first run on this machine:
 Settings come from one YAML file, then from the environment (TRUSTBATCH__LEARNER__STEPS=200), then from --set
 (learner.steps=200); the later the stronger.
 """
-
-# every option is for the process that the command becomes
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 def _show_version(wanted: bool) -> None:

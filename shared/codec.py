@@ -85,10 +85,10 @@ def decode_group(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Group:
     trajectories = frame.take("trajectories", list)
     if not 1 <= len(trajectories) <= limits.max_trajectories:
         raise SizeLimitError("trajectories", f"{len(trajectories)}; 1 to {limits.max_trajectories} are read")
-    decoded = tuple(
-        _unpack_trajectory(_Fields(item, f"trajectories[{i}].", limits.max_text), limits)
-        for i, item in enumerate(trajectories)
-    )
+    decoded: list[Trajectory] = []
+    for i, item in enumerate(trajectories):
+        known = (trajectories[i - 1]["sampling"], decoded[-1].sampling) if decoded else None
+        decoded.append(_unpack_trajectory(_Fields(item, f"trajectories[{i}].", limits.max_text), limits, known))
     if not any(t.length for t in decoded):
         raise DecodeError("trajectories", "not one of them has a token")
     return Group(
@@ -96,7 +96,7 @@ def decode_group(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Group:
         prompt_index=frame.natural("prompt_index"),
         environment=frame.text("environment"),
         prompt_ids=frame.array("prompt_ids", _INT32, limits.max_tokens),
-        trajectories=decoded,
+        trajectories=tuple(decoded),
         server_id=frame.text("server_id"),
         lag=frame.natural("lag"),
         started_at=frame.number("started_at"),
@@ -126,12 +126,18 @@ def _pack_trajectory(t: Trajectory) -> dict[str, Any]:
     }
 
 
-def _unpack_trajectory(item: _Fields, limits: Limits) -> Trajectory:
+def _unpack_trajectory(
+    item: _Fields, limits: Limits, known: tuple[dict[str, Any], SamplingSettings] | None
+) -> Trajectory:
+    """`known` are the sampling settings of the trajectory before, packed and unpacked: those of a group are alike."""
     token_ids = item.array("token_ids", _INT32, limits.max_tokens)
     length = len(token_ids)
     finish_reason: Any = item.text("finish_reason")
     if finish_reason not in get_args(FinishReason):
         raise item.error("finish_reason", f"{finish_reason!r} is none of {get_args(FinishReason)}")
+    sampling = item.take("sampling", dict)
+    if known is None or sampling != known[0]:
+        known = sampling, _unpack_sampling(_Fields(sampling, item.path + "sampling.", limits.max_text))
     return Trajectory(
         token_ids=token_ids,
         behavior_logprobs=item.array("behavior_logprobs", _FLOAT32, limits.max_tokens, length),
@@ -141,7 +147,7 @@ def _unpack_trajectory(item: _Fields, limits: Limits) -> Trajectory:
         reward=item.number("reward"),
         rewards=item.mapping("rewards", float),
         finish_reason=finish_reason,
-        sampling=_unpack_sampling(_Fields(item.take("sampling", dict), item.path + "sampling.", limits.max_text)),
+        sampling=known[1],
     )
 
 

@@ -20,6 +20,9 @@ class StepRecord:
     prompt_indices: list[int]  # of the groups whose last pass this step was: the lineage's record
     trajectories: int  # the policy's own; an expert's have no part in the next four
     tokens: int  # trained
+    computed_tokens: int  # that the model computed in a pass: prompts too, each once in a micro-batch
+    micro_batches: int
+    packing_efficiency: float  # computed tokens / (micro-batches x learner.micro_batch_tokens)
     reward_mean: float  # over trajectories
     signal_share: float  # share of groups with unequal rewards
     length_mean: float  # tokens of a completion
@@ -72,6 +75,7 @@ class StepRecord:
     skipped: str  # '' or why no optimizer step was taken
     wait_s: float  # waited for groups
     compute_s: float  # forward, backward, optimizer
+    prepass_s: float  # of these: forward passes that served the step's statistics alone
     publish_s: float
     busy_share: float | None  # compute_s / seconds since the step before; None for the first after a start
     wait_share: float | None  # wait_s / the same

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from services.commands.options import PASSED_ON, become
+
 bench_app = typer.Typer(help="Measure this machine: tables, or JSON with --json.", no_args_is_help=True)
 
 
@@ -46,3 +48,13 @@ def bench_control_plane(
     from services.bench.control_plane import show
 
     show(servers, days, step_every, requests, as_json)
+
+
+@bench_app.command("learner", context_settings=PASSED_ON)
+def bench_learner(context: typer.Context) -> None:
+    """Measure what an optimizer step takes, beside the padded path with whole logits; --overhead: beside the model.
+
+    Random weights of a named shape, groups of skewed lengths; nothing is downloaded, and no Redis is needed.
+    `trustbatch bench learner --help` lists its options.
+    """
+    become("learner.bench", "learner", *context.args)

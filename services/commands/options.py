@@ -31,6 +31,10 @@ Overrides = Annotated[
 ]
 
 
+PASSED_ON: dict[str, object] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Of a command all of whose options are for the process that it becomes."""
+
+
 def read_config(file: Path | None, overrides: list[str]) -> Config:
     """The configuration as file, environment and --set give it."""
     from shared.config import load_config

@@ -105,6 +105,11 @@ def _drawing(rollout: RolloutConfig, learner: LearnerConfig) -> Iterator[str]:
     for problem in temperature_problems(rollout.sampling) + filter_problems(rollout.sampling):
         yield f"rollout.{problem}"
     longest, engine = rollout.sampling.max_tokens, rollout.engine
+    if longest >= learner.micro_batch_tokens:
+        yield (
+            f"rollout.sampling.max_tokens is {longest}; it must be below learner.micro_batch_tokens "
+            f"({learner.micro_batch_tokens}), which one trajectory must fit with its prompt: raise that"
+        )
     if isinstance(engine, VllmEngineConfig) and longest >= engine.max_model_len:
         yield (
             f"rollout.sampling.max_tokens is {longest}; it must be below rollout.engine.max_model_len "

@@ -48,6 +48,9 @@ class LearnerConfig(Section):
     """Optimizer steps after which the run is over."""
     target_heldout_accuracy: float | None = Field(None, gt=0, le=1)
     """Ends the run earlier, when an evaluation reaches it."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """adamw keeps two numbers for every weight, adafactor next to none; its learning rate is relative to the size of
+    the weights, and it takes no betas."""
     learning_rate: float = Field(1e-6, ge=0, le=1)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
@@ -55,7 +58,13 @@ class LearnerConfig(Section):
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
     micro_batch_tokens: int = Field(16_384, ge=16)
-    """Padded tokens, prompt included, in one forward and backward pass."""
+    """Tokens, prompts included, in one forward and backward pass; a group with a longer trajectory is refused."""
+    matrix_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products; weights, their updates and all sums stay float32. auto: model.dtype on CUDA,
+    float32 on a CPU."""
+    activation_checkpointing: bool = False
+    """Keeps each layer's input only and computes the rest again in the backward pass: less memory, a third more
+    work."""
     publish_every: int = Field(1, ge=1)
     """Optimizer steps between published versions; a multiple of minibatches x passes."""
     checkpoint_every: int = Field(50, ge=1)

@@ -58,6 +58,10 @@ def _row(field: str, unit: str, text: str, name: str = "") -> Metric:
 
 STEP = (
     _row("step", "steps", "Optimizer steps in this lineage."),
+    _row("computed_tokens", "tokens", "Tokens that the model computed in a pass, prompts included."),
+    _row("micro_batches", "", "Micro-batches of the step."),
+    _row("packing_efficiency", "share", "Share of the micro-batches' token budgets that is used."),
+    _row("prepass_s", "seconds", "Forward passes of the step that served its statistics alone.", "prepass_seconds"),
     _row("reward_mean", "", "Mean reward of the step's trajectories."),
     _row("signal_share", "share", "Share of groups with unequal rewards."),
     _row("length_mean", "tokens", "Mean completion length, tokens.", "completion_tokens_mean"),

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,8 @@ from torch import Tensor
 import learner.step
 from learner.__main__ import main
 from learner.batch import MicroBatch
-from learner.model import PolicyModel, TokenOutputs
+from learner.head import TokenOutputs
+from learner.model import Dtype, PolicyModel
 from learner.model_files import ModelFiles
 from shared.control import ControlState
 from shared.manifest import MANIFEST
@@ -74,11 +75,12 @@ class CountingPolicy(PolicyModel):
         module: Any = torch.nn.Module()
         module.counters = torch.nn.Parameter(torch.zeros(counters))
         module.config = SimpleNamespace()
+        module.set_attn_implementation = lambda _: None
         super().__init__(module)
 
     @classmethod
     def load(
-        cls, path: str, dtype: Literal["float32", "bfloat16"], device: torch.device, *, key: str = "model.path"
+        cls, path: str, dtype: Dtype, device: torch.device, *, matrices: Dtype = "float32", key: str = "model.path"
     ) -> PolicyModel:
         return CountingPolicy(int(json.loads((Path(path) / "counters.json").read_text())))
 
@@ -86,11 +88,12 @@ class CountingPolicy(PolicyModel):
     def vocab_size(self) -> int:
         return BASE
 
-    def outputs(self, batch: MicroBatch, *, entropy: bool = False) -> TokenOutputs:
+    def outputs(self, batch: MicroBatch, *, entropy: bool = False, known: TokenOutputs | None = None) -> TokenOutputs:
         digits = torch.tensor([BASE**digit for digit in range(PROMPT_TOKENS)])
-        index = (batch.input_ids[:, :PROMPT_TOKENS] * digits).sum(1)[batch.rows]
-        counter = self.module.counters[index]
-        rewarded = batch.input_ids[batch.rows, batch.columns].float()
+        prompts = [slice(one.prompt_at, one.prompt_at + PROMPT_TOKENS) for one in batch.packed.placed]
+        index = torch.stack([(batch.packed.ids[prompt] * digits).sum() for prompt in prompts])
+        counter = self.module.counters[index[batch.sequence_of.unique_consecutive(return_inverse=True)[1]]]
+        rewarded = batch.tokens.float()
         return TokenOutputs(-1 + self.scale * rewarded * (counter - counter.detach()), None)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -151,7 +154,7 @@ def swap() -> None:
         CountingPolicy.scale = 4.0 * config.groups_per_batch / config.minibatches
         return CountingSGD(policy.named_parameters().values(), lr=1.0)
 
-    learner.step.make_optimizer = make  # type: ignore[assignment]
+    learner.step.make_optimizer = make
     _around(Path, "replace", "before_publish", "after_publish", _manifest_of("policy"))
     _around(Path, "replace", "before_checkpoint", "after_checkpoint", _manifest_of("checkpoints"))
     _around(Path, "replace", "during_checkpoint", "", lambda path, *_: path.name == "state.json.partial")

@@ -21,11 +21,12 @@ from learner.step import StepOutcome, make_optimizer, take_step
 from shared.config.learner import LearnerConfig
 from shared.types import Float32Array, Group
 from tests import builders
+from tests.learner.one_by_one import make_wide
 
 LONGEST = 8  # tokens of a completion
 STILL = LearnerConfig(learning_rate=0.0, max_grad_norm=1e9)
 """A step's gradient stays in the parameters, and the parameters stay."""
-ALL_IN_ONE, IN_THREE, EACH_ALONE = 10_000, 70, 1  # micro_batch_tokens of four groups
+ALL_IN_ONE, IN_THREE, EACH_ALONE = 10_000, 44, 1  # micro_batch_tokens of four groups
 CASES: dict[str, Objective] = {
     **{name: build(name) for name in OBJECTIVES},
     "p3o, k3": build("p3o", {"kl_estimator": "k3"}),
@@ -39,7 +40,8 @@ CASES: dict[str, Objective] = {
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> PolicyModel:
     """The tiny policy in this precision."""
     policy = PolicyModel.load(str(folder), "float32", torch.device("cpu"))
-    policy.module.to(dtype)
+    if dtype == torch.float64:
+        make_wide(policy)
     return policy
 
 
@@ -79,9 +81,9 @@ def stale_groups(policy: PolicyModel, count: int = 4, spread: float = 0.5) -> li
 def beyond(batch: StepBatch, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """All that a step may have beyond its batch; a token's values do not depend on how the step is cut."""
     tokens = [
-        (batch.groups[group].prompt_index, int(sequence - first), int(column) - len(batch.groups[group].prompt_ids))
+        (batch.groups[group].prompt_index, int(sequence - first), int(before) + 1 - len(batch.groups[group].prompt_ids))
         for m in batch.micro_batches
-        for sequence, column in zip(m.sequence_of, m.columns, strict=True)
+        for sequence, before in zip(m.sequence_of, m.packed.positions[m.before], strict=True)
         for group in [int(batch.group_of[sequence])]
         for first in [int((batch.group_of < group).sum())]
     ]

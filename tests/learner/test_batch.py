@@ -5,12 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from learner.batch import NO_VERSION, StepBatch, batch_rewards, build_step, cut
+from learner.batch import NO_VERSION, StepBatch, batch_rewards, build_step
 from shared.types import Group, SamplingSettings, VersionSpan
 from tests import builders
+from tests.learner.one_by_one import completions
 
 
 def step_of(groups: list[Group], micro_batch_tokens: int = 10_000) -> StepBatch:
@@ -30,7 +29,7 @@ def test_every_trained_token_finds_its_own_id_logprob_temperature_advantage_and_
     batch = step_of([group])
     [m] = batch.micro_batches
     mine = m.sequence_of == 0
-    assert m.input_ids[m.rows, m.columns][mine].tolist() == odd.token_ids[mask].tolist()
+    assert m.tokens[mine].tolist() == odd.token_ids[mask].tolist()
     assert m.behavior_logprobs[mine].tolist() == odd.behavior_logprobs[mask].tolist()
     assert m.temperature[mine].tolist() == pytest.approx([0.7, 0.7])
     assert batch.versions[mine.numpy()].tolist() == [4, 5]
@@ -42,13 +41,18 @@ def test_every_trained_token_finds_its_own_id_logprob_temperature_advantage_and_
     assert batch.signal_share == 1.0
 
 
-def test_the_prompt_is_before_every_completion_and_padding_is_on_the_right() -> None:
+def test_a_trajectory_is_the_prompt_and_what_a_trained_token_follows() -> None:
     group = builders.group(0)
+    short = replace(group.trajectories[0], loss_mask=np.array([True, True, False]))
+    group = replace(group, trajectories=(short, *group.trajectories[1:]))
     [m] = step_of([group]).micro_batches
-    for row in range(4):
-        t = group.trajectories[int(m.sequence_of[m.rows == row][0])]
-        whole = [*group.prompt_ids.tolist(), *t.token_ids.tolist()]
-        assert m.input_ids[row].tolist() == whole + [0] * (m.input_ids.shape[1] - len(whole))
+    found = dict(zip(m.sequence_of.unique_consecutive().tolist(), completions(m), strict=True))
+    for i, t in enumerate(group.trajectories):
+        last = 2 if i == 0 else t.length
+        assert found[i] == [*group.prompt_ids.tolist(), *t.token_ids.tolist()][: len(group.prompt_ids) + last - 1]
+    assert m.packed.positions[m.before].tolist() == [
+        5 + k for t in m.sequence_of.unique_consecutive().tolist() for k in range([2, 4, 5, 6][t])
+    ]
 
 
 def test_a_trajectory_without_trained_tokens_counts_for_the_baseline_only() -> None:
@@ -59,15 +63,6 @@ def test_a_trajectory_without_trained_tokens_counts_for_the_baseline_only() -> N
     assert without.trained_tokens == whole.trained_tokens - 4
     assert 1 not in without.micro_batches[0].sequence_of
     assert without.rewards.tolist() == whole.rewards.tolist()
-
-
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200))
-def test_micro_batches_hold_each_trajectory_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    pieces = cut(lengths, budget)
-    assert sorted(i for piece in pieces for i in piece) == list(range(len(lengths)))
-    for piece in pieces:
-        padded = max(lengths[i] for i in piece) * len(piece)
-        assert padded <= budget or len(piece) == 1
 
 
 def test_shuffled_rewards_keep_the_multiset_and_follow_the_seed() -> None:
@@ -96,7 +91,7 @@ def test_an_expert_has_no_part_in_what_its_group_says_of_the_policy() -> None:
 
 def test_an_expert_s_tokens_are_told_from_the_policy_s_in_the_order_of_the_micro_batches() -> None:
     group = builders.with_experts(builders.group(0), 2, version=3)
-    batch = step_of([group], micro_batch_tokens=20)
+    batch = step_of([group], micro_batch_tokens=14)
     assert len(batch.micro_batches) > 2
     sequence_of = torch.cat([m.sequence_of for m in batch.micro_batches])
     assert batch.expert.tolist() == [i in {4, 5} for i in sequence_of.tolist()]

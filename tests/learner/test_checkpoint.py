@@ -20,7 +20,7 @@ from shared.intervals import Intervals
 from tests import builders
 
 CONFIG = LearnerConfig(learning_rate=1e-2)
-Trained = tuple[PolicyModel, torch.optim.AdamW]
+Trained = tuple[PolicyModel, torch.optim.Optimizer]
 
 
 def state(step: int = 5) -> TrainingState:
@@ -36,7 +36,7 @@ def trained(tiny_folder: Path, steps: int) -> Trained:
     return policy, optimizer
 
 
-def train(policy: PolicyModel, optimizer: torch.optim.AdamW, step: int) -> None:
+def train(policy: PolicyModel, optimizer: torch.optim.Optimizer, step: int) -> None:
     groups = [builders.group(step)]
     batch = build_step(groups, batch_rewards(groups), "group_std", 10**4)
     take_step(policy, optimizer, batch, objectives_of(CONFIG), CONFIG, step + 1)
@@ -139,3 +139,11 @@ def test_a_folder_without_checkpoints_has_none(tmp_path: Path) -> None:
     assert store.newest() is None
     assert store.newest_epoch() == 0
     assert said == []
+
+
+def test_another_optimizer_s_state_is_refused_by_its_key(tiny_folder: Path) -> None:
+    tensors = collect_tensors(*trained(tiny_folder, 1))
+    policy, _ = trained(tiny_folder, 0)
+    config = LearnerConfig(optimizer="adafactor")
+    with pytest.raises(CheckpointError, match=r"not Adafactor: set learner\.optimizer to"):
+        restore_tensors(tensors, policy, make_optimizer(policy, config))

@@ -34,6 +34,7 @@ def recording(**changes: Any) -> Recording:
         groups=(encode_group(builders.group()),), tokens=tokens, objective="p3o", knobs={"kl_estimator": "k3"},
         advantage="group_std", micro_batch_tokens=64, learning_rate=1e-3, loss=0.25, grad_norm=math.inf, skipped="",
         statistics={"token_ess": 0.5}, dtype="float32", device="cpu", threads=1,
+        matrix_dtype="float32",
     )  # fmt: skip
     return replace(values, **changes)
 

@@ -14,7 +14,7 @@ from shared.stream import Entry
 from shared.types import Group, Source, Trajectory
 from tests import builders
 
-RULES = Rules(run_id="run", vocab_size=100, max_staleness=0, lineage=Lineage(), experts=True)
+RULES = Rules(run_id="run", vocab_size=100, max_tokens=12, max_staleness=0, lineage=Lineage(), experts=True)
 
 
 def screened(group: Group, rules: Rules = RULES) -> Group | Refused:
@@ -76,3 +76,11 @@ def test_who_wrote_a_trajectory_must_be_clear(other: Source, who: str) -> None:
 
 def test_a_group_of_experts_alone_has_nothing_to_train_on() -> None:
     assert refused(builders.group(trajectories=(builders.expert(),))).reason == "no_trained_tokens"
+
+
+def test_a_trajectory_that_no_micro_batch_holds_is_refused_by_its_length() -> None:
+    long = with_first(builders.trajectory(7))
+    result = refused(long)
+    assert (result.reason, result.dead_letter) == ("too_long", True)
+    assert "13 tokens; learner.micro_batch_tokens (12)" in result.detail
+    assert isinstance(screened(long, replace(RULES, max_tokens=13)), Group)

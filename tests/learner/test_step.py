@@ -14,12 +14,14 @@ from learner.batch import StepBatch, batch_rewards, build_step
 from learner.model import PolicyModel
 from learner.objective.core import Step, TokenLoss
 from learner.objectives import Objectives, objectives_of
+from learner.provision import logprobs_now
 from learner.ranks import ALONE
 from learner.step import learning_rate, make_optimizer, prepare, take_step
 from shared.config import load_config
 from shared.config.learner import LearnerConfig
 from shared.types import Group
 from tests import builders
+from tests.learner import stale
 
 CONFIG = LearnerConfig(learning_rate=1e-3, max_grad_norm=1e9)
 
@@ -48,13 +50,12 @@ def gradient(policy: PolicyModel, batch: StepBatch) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in policy.named_parameters().values() if p.grad is not None])
 
 
-@pytest.mark.parametrize("micro_batch_tokens", [1, 20, 40])
+@pytest.mark.parametrize("micro_batch_tokens", [1, 20, 30])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_the_gradient_does_not_depend_on_micro_batches(
     tiny_folder: Path, dtype: torch.dtype, tolerance: float, micro_batch_tokens: int
 ) -> None:
-    policy = load(tiny_folder)
-    policy.module.to(dtype)
+    policy = stale.load(tiny_folder, dtype)
     groups = stale_groups()
     whole, pieces = cut_into(groups, 10_000), cut_into(groups, micro_batch_tokens)
     assert len(whole.micro_batches) == 1
@@ -65,8 +66,7 @@ def test_the_gradient_does_not_depend_on_micro_batches(
 
 
 def test_statistics_do_not_depend_on_micro_batches(tiny_folder: Path) -> None:
-    policy = load(tiny_folder)
-    policy.module.double()
+    policy = stale.load(tiny_folder, torch.float64)
     config = CONFIG.model_copy(update={"learning_rate": 0.0})
     seen = []
     for tokens in (10_000, 20):
@@ -165,3 +165,27 @@ def test_a_step_factor_that_is_not_finite_skips_the_step(tiny_folder: Path) -> N
     outcome = take_step(policy, make_optimizer(policy, config), cut_into(stale_groups(), 10_000), broken, config, 1)
     assert "learning rate (nan)" in outcome.skipped
     assert all(torch.equal(before[name], weight) for name, weight in policy.named_parameters().items())
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [20, 10_000])
+def test_fresh_data_has_a_ratio_of_exactly_one_in_both_passes(tiny_folder: Path, micro_batch_tokens: int) -> None:
+    policy = load(tiny_folder)
+    batch = cut_into(stale_groups(), micro_batch_tokens)
+    now = logprobs_now(policy, batch).split([m.trained_tokens for m in batch.micro_batches])
+    pieces = zip(batch.micro_batches, now, strict=True)
+    fresh = replace(batch, micro_batches=tuple(replace(m, behavior_logprobs=values) for m, values in pieces))
+    outcome = take_step(policy, make_optimizer(policy, CONFIG), fresh, objectives_of(CONFIG), CONFIG, 1)
+    assert outcome.own.log_ratio.abs().max() == 0
+    assert outcome.statistics.summary().token_ess == 1
+    assert (outcome.prepass_s > 0) == (len(batch.micro_batches) > 1)
+
+
+def test_adafactor_takes_steps_with_next_to_no_state_of_its_own(tiny_folder: Path) -> None:
+    config = CONFIG.model_copy(update={"optimizer": "adafactor", "learning_rate": 0.01})
+    policy, batch = load(tiny_folder), cut_into(stale_groups(), 10_000)
+    before, optimizer = stale.weights_of(policy), make_optimizer(policy, config)
+    for step in (1, 2):
+        assert not take_step(policy, optimizer, batch, objectives_of(config), config, step).skipped
+    assert 1e-3 < (stale.weights_of(policy) - before).norm() / before.norm() < 0.1
+    weights = sum(p.numel() for p in policy.named_parameters().values())
+    assert sum(v.numel() for state in optimizer.state.values() for v in state.values()) < 0.2 * weights

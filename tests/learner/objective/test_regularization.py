@@ -20,6 +20,7 @@ from learner.objectives import Objectives
 from tests.learner import stale
 from tests.learner.objective.any_step import any_step
 from tests.learner.objective.steps import random_step
+from tests.learner.one_by_one import logits_one_by_one
 
 ESTIMATORS: tuple[KlEstimator, ...] = ("unbiased", "k3")
 
@@ -184,9 +185,8 @@ def naive_gradient(policy: PolicyModel, groups: list[Any], estimator: KlEstimato
     sizes = [m.trained_tokens for m in batch.micro_batches]
     terms = []
     for m, ref in zip(batch.micro_batches, given["ref_logprobs"].split(sizes), strict=True):
-        logits = policy.module(m.input_ids).logits[0, m.columns - 1] / m.temperature[:, None]
-        log_p = torch.log_softmax(logits, -1)
-        logprobs = log_p.gather(1, m.input_ids[0, m.columns][:, None])[:, 0]
+        log_p = torch.log_softmax(logits_one_by_one(policy, m), -1)
+        logprobs = log_p.gather(1, m.tokens[:, None])[:, 0]
         kl = naive_kl(logprobs, m.behavior_logprobs, ref, estimator)
         terms.append(-m.advantages * logprobs - 0.3 * entropy_of(log_p) + 0.2 * kl)
     policy.module.zero_grad()

@@ -14,7 +14,7 @@ from shared.stream import Entry
 from shared.types import Group
 
 SHAPE = Shape(group_size=4, tokens=8, poison_every=10)
-RULES = Rules(run_id="run", vocab_size=256, max_staleness=0, lineage=Lineage((START,), 3))
+RULES = Rules(run_id="run", vocab_size=256, max_tokens=4096, max_staleness=0, lineage=Lineage((START,), 3))
 
 
 def made(index: int = 77_777) -> Group:
