@@ -74,7 +74,7 @@ def _taken(policy: PolicyModel, folder: Path, rounds: int) -> dict[str, list[flo
 
     def record(outcome: StepOutcome) -> Any:
         parts = parts_of_staleness(batch, [VERSIONS - 1] * GROUPS, lineage)
-        return step_record(1, VERSIONS - 1, batch, parts, outcome, [], Pace(0.0))
+        return step_record(1, VERSIONS - 1, batch, parts, outcome, [], Pace(0.0), {})
 
     def sample(outcome: StepOutcome) -> Any:
         then = PolicyModel.load(str(folder), "float32", policy.device)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -37,7 +37,6 @@ from shared.process import Deadline
 from shared.redis_client import Client, connect
 from shared.series import Series
 
-T = TypeVar("T")
 ID = "bench"
 START_S = 60.0
 ROUTES = {
@@ -142,17 +141,18 @@ def _fill(client: Client, keys: Keys, config: Config, servers: int, days: float,
             for n, at in some:
                 fill_history(pipe, keys, config, n + 2, at)
             pipe.execute()
-    for some in track(_batches(range(int(days * 48))), "samples of the fleet", console=console, transient=True):
+    sampled = [now - days * 86_400 + 1800 * n for n in range(int(days * 48))]
+    for some in track(_batches(sampled), "samples of the fleet", console=console, transient=True):
         with client.pipeline(transaction=False) as pipe:
-            for _, n in some:
-                fill_fleet(pipe, keys, config, servers, now - days * 86_400 + 1800 * n, n)
+            for n, at in some:
+                fill_fleet(pipe, keys, config, servers, at, n)
             pipe.execute()
     for n in range(servers):
         beat(client, keys, n)
     return len(times)
 
 
-def _batches(values: Sequence[T]) -> list[list[tuple[int, T]]]:
+def _batches(values: Sequence[float]) -> list[list[tuple[int, float]]]:
     """The values with their places, fifty at a time."""
     numbered = list(enumerate(values))
     return [numbered[i : i + 50] for i in range(0, len(numbered), 50)]

@@ -59,8 +59,8 @@ def test_a_live_knob_is_what_the_objective_then_has(make_world: MakeWorld) -> No
     assert (dict(trained.knobs), trained.needs) == ({"entropy_weight": 0.0, "eps_high": 0.1}, frozenset())
     assert world.control.history()[-1]["settings"]["eps_high"] == 0.1
     [recorded] = recorded_files(world.config.run.folder / FOLDER)
-    told = decode((world.config.run.folder / FOLDER / recorded.name).read_bytes())
-    assert told.knobs == {"entropy_weight": 0.0, "eps_high": 0.1}, "what is replayed is what was done"
+    kept = decode((world.config.run.folder / FOLDER / recorded.name).read_bytes())
+    assert kept.knobs == {"entropy_weight": 0.0, "eps_high": 0.1}, "what is replayed is what was done"
     wishes.make(OBJECTIVE, b"", "ann")
     learner.iterate()
     assert dict(learner.training.parts.adjusted.objectives.trained.knobs) == {"entropy_weight": 0.01}
