@@ -96,8 +96,9 @@ def run_of(
     known = registered(here.client).get(run)
     if known is None:
         raise HTTPException(404, f"there is no run {run} in this Redis; /v1/runs lists those that there are")
-    learner = here.config.learner.model_copy(update={"steps": known.steps})
-    return Run(here.config.model_copy(update={"learner": learner}), here.client, Keys(run))
+    learner = here.config.learner
+    steps = learner.model_copy(update={"steps": known.steps})
+    return Run(here.config.model_copy(update={"learner": steps}), here.client, Keys(run))
 
 
 There = Annotated[Run, Depends(run_of)]

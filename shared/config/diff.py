@@ -58,6 +58,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "learner.publish_every": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission": (LEARNER, ROLLOUT),
     "admission.max_staleness": (LEARNER, ROLLOUT, CONTROL_PLANE),
+    "admission.max_bytes": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission.lease_s": (LEARNER, ROLLOUT, CONTROL_PLANE),
     "admission.dead_letter_bytes": (LEARNER,),
     "admission.admit": (LEARNER,),  # with each version it says what rollout servers may ask for
