@@ -171,7 +171,7 @@ def test_a_flushed_redis_is_filled_again_and_what_it_forgot_is_named(
         ("provision", "begin_batch"),
         ("publisher", "write"),
         ("publisher", "announce"),
-        ("control", "add_history"),
+        ("history", "add"),
         ("checkpoints", "write"),
         ("reader", "delete"),
     ],

@@ -145,7 +145,7 @@ def test_ready_made_files_are_valid(file: Path) -> None:
 
 
 BAD = {
-    "learner: {stepz: 3}": "learner.stepz: unknown key; known here: advantage, betas,",
+    "learner: {stepz: 3}": "learner.stepz: unknown key; known here: activation_checkpointing, advantage, betas,",
     "learner: {steps: 0}": "learner.steps: Input should be greater than or equal to 1, not 0",
     "learner: {learning_rate: fast}": "learner.learning_rate: Input should be a valid number",
     "redis: {max_memory: 3 parsecs}": "redis.max_memory: ",
