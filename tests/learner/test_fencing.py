@@ -36,8 +36,9 @@ def stopped_before(owner: Any, name: str, meanwhile: Callable[[], None], patch: 
     original = getattr(owner, name)
 
     def late(*arguments: Any, **named: Any) -> Any:
-        patch.setattr(owner, name, original)
-        meanwhile()
+        if getattr(owner, name) is late:  # a command that was bound before is tried again
+            patch.setattr(owner, name, original)
+            meanwhile()
         return original(*arguments, **named)
 
     patch.setattr(owner, name, late)
