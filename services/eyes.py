@@ -7,9 +7,10 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from typing import Any, NoReturn, Protocol
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from services.progress import Progress, Tracker
 from services.status import Member, RunStatus, read_status
@@ -22,11 +23,15 @@ from shared.letters import ReasonTotals
 from shared.redis_client import connect
 from shared.stream import Backlog
 
+if TYPE_CHECKING:
+    from services.control_plane import schemas
+
 TIMEOUT_S = 2.0
 MOST_ROWS = 2000  # of history that is asked for at once
 MOST_BYTES = 64 * 2**20  # of an answer
 TOKENS = ("TRUSTBATCH__CONTROL_PLANE__READ_TOKEN", "TRUSTBATCH__CONTROL_PLANE__OPERATE_TOKEN")
 Row = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
 
 
 class Source(Protocol):
@@ -71,26 +76,28 @@ class RedisSource:
         self.client.close()
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The token is for the address that was given, and for no other."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """None is followed."""
+
+
 class HttpSource:
     """A control plane, asked with the token that the environment gives."""
 
     def __init__(self, address: str) -> None:
         self._address = address.rstrip("/")
+        self._opener = urllib.request.build_opener(_NoRedirects)
         self._token = next((os.environ[name] for name in TOKENS if os.environ.get(name)), "")
 
     def steps(self) -> int:
         """As its configuration says."""
-        return int(self._ask("/v1/status")["steps_total"])
+        return self._status().steps_total
 
     def status(self) -> RunStatus:
         """The run's state, as far as the API tells it."""
-        from services.control_plane import schemas
-
-        try:
-            told = schemas.Status.model_validate(self._ask("/v1/status"))
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise StreamError(f"{self._address} answers like another release's control plane ({where})") from None
+        told = self._status()
         members = [
             Member(m.component, m.kind, m.alive, m.model_dump(exclude_none=True) if m.alive else {})
             for m in told.members
@@ -107,6 +114,7 @@ class HttpSource:
             evaluations=tuple(EvaluationResult(**found.model_dump()) for found in told.evaluations),
             pending_evaluations=tuple(told.pending_evaluations),
             paused=told.paused,
+            paused_by=told.paused_by,
             events=tuple(event.model_dump() for event in told.events[:1]),
             dead_letters={reason: ReasonTotals(**t.model_dump()) for reason, t in told.dead_letters.items()},
             recent=recent,
@@ -114,27 +122,45 @@ class HttpSource:
 
     def history(self, last: int) -> Sequence[Row]:
         """From the API."""
-        rows: list[Row] = self._ask(f"/v1/history?last={last}")["steps"]
+        from services.control_plane import schemas
+
+        answer = self._ask(f"/v1/history?last={last}")
+        self._read(schemas.History, answer)
+        rows: list[Row] = answer["steps"]
         return rows
 
     def close(self) -> None:
         """Every request has a connection of its own."""
 
+    def _status(self) -> schemas.Status:
+        from services.control_plane import schemas
+
+        return self._read(schemas.Status, self._ask("/v1/status"))
+
+    def _read(self, model: type[M], answer: Any) -> M:
+        try:
+            return model.model_validate(answer)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"])) or "no object"
+            raise StreamError(f"{self._address} answers like another release's control plane ({where})") from None
+
     def _ask(self, path: str) -> Any:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         request = urllib.request.Request(self._address + path, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
                 return json.loads(answer.read(MOST_BYTES))
         except urllib.error.HTTPError as error:
             self._refused(error)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise StreamError(f"no control plane answers at {self._address}: {reason}") from None
 
     def _refused(self, error: urllib.error.HTTPError) -> NoReturn:
         if error.code in (401, 403):
             raise AccessError(f"{self._address} asks for a token: give one of its tokens as {TOKENS[0]}") from None
+        if to := error.headers.get("Location"):
+            raise StreamError(f"{self._address} sends on to {to[:200]}: give the control plane's own address") from None
         try:
             detail = json.loads(error.read(MOST_BYTES))["detail"]
         except (OSError, ValueError, KeyError, TypeError):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shared.errors import TrustbatchError
 from shared.histogram import LOG_RATIO_EDGES
 from shared.keys import Keys
 from shared.measures import MEASURES, SERVERS, Measure, measure
@@ -17,6 +18,11 @@ from shared.series import SECONDS, TIERS, WIDTH, Cells, Series, Tier, downsample
 
 MAX_LABELS = 64  # of one name, in one answer
 MAX_POINTS = 50_000  # in one answer
+MAX_LINES = 256  # names times labels that are read for one answer, of steps and of servers
+
+
+class TooManyError(TrustbatchError):
+    """More series at once than are read for one answer."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def names_of(name: str, label: str | None, there: set[str]) -> list[str]:
 
 
 def read(client: Client, keys: Keys, names: Sequence[str], label: str | None, window: Window) -> Found:
-    """The series of these names. Raises StreamError."""
+    """The series of these names. Raises StreamError, and TooManyError before any of them is read."""
     of_rows = [name for name in names if not name.startswith(f"{SERVERS}.")]
     of_servers = [name for name in names if name.startswith(f"{SERVERS}.")]
     rows = _read(Series(client, keys.series), of_rows, label, window, TIERS) if of_rows else None
@@ -103,6 +109,8 @@ def _read(series: Series, names: Sequence[str], label: str | None, window: Windo
     open_names = label is None and any(_measure(name).labelled for name in names)
     there = series.names(tier, blocks) if open_names else set[str]()
     wanted = [(name, found) for name in names for found in names_of(name, label, there)]
+    if len(wanted) > MAX_LINES:
+        raise TooManyError(f"{len(wanted)} series, by label, at once; at most {MAX_LINES}: fewer names, or a label")
     read = series.read(tier, ["at", "step", *(found for _, found in wanted)], blocks)
     at, step = read["at"], read["step"]
     inside = _inside(tier, at, since, until, {found: read[found] for _, found in wanted})

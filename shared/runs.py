@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -39,14 +40,19 @@ class KnownRun:
 
 
 def register(client: Client, keys: Keys, steps: int) -> None:
-    """Puts a run on the list, or anew."""
+    """Puts a run on the list, or anew; beyond MOST what nobody can read goes first, then the oldest, never this one."""
     with translated():
         client.hset(RUNS, keys.run_id, json.dumps({"steps": steps, "at": time.time()}))
-    known = registered(client)
-    oldest = sorted(known, key=lambda name: known[name].at)[: max(0, len(known) - MOST)]
-    if oldest:
+        found = client.hgetall(RUNS)
+    others = sorted((name for name in found if name != keys.run_id.encode()), key=lambda name: _started(found[name]))
+    if beyond := others[: max(0, len(found) - MOST)]:
         with translated():
-            client.hdel(RUNS, *oldest)
+            client.hdel(RUNS, *beyond)
+
+
+def _started(raw: bytes) -> float:
+    run = untrusted.record(Registered, raw)
+    return -math.inf if run is None else run.at
 
 
 def registered(client: Client) -> dict[str, Registered]:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Starts the Redis of a deployment: its users from users.acl and the passwords' files, append-only, never evicting.
-#   REDIS_MAXMEMORY    what it may hold; at least twice admission.max_bytes, and admission.dead_letter_bytes
+#   REDIS_MAXMEMORY    what it may hold; at least 2 x admission.max_bytes + admission.dead_letter_bytes + control_plane.history_bytes
 #   REDIS_APPENDFSYNC  everysec (default: a power loss may take a second) or always
 #   REDIS_DATA         where its files are (default /data); REDIS_PORT (default 6379)
 #   REDIS_RUN          private, in memory, for the users' file (default /run/trustbatch)

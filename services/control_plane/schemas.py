@@ -207,6 +207,8 @@ class Status(Answer):
     verdict: Judged
     paused: bool
     """The run is to stand still."""
+    paused_by: str
+    """Who wants that: `operator` or `controller`; empty where nobody does."""
     steps_total: int
     """Optimizer steps after which the run is over (learner.steps)."""
     latest: LatestVersion | None
@@ -273,6 +275,7 @@ def status_answer(status: RunStatus, config: Config) -> Status:
         reason=status.reason,
         verdict=Judged.model_validate(asdict(verdict(status))),
         paused=status.paused,
+        paused_by=status.paused_by,
         steps_total=config.learner.steps,
         latest=LatestVersion(**asdict(status.latest)) if status.latest else None,
         backlog=BacklogStatus(**asdict(status.backlog)),

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import FastAPI, Query
+from fastapi import Depends, FastAPI, Query
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from services import series
 from services.control_plane.resources import LOOK, There
 from services.control_plane.schemas import Answer
-from services.series import HISTOGRAMS, Found, Line, Window
+from services.series import HISTOGRAMS, Found, Line, TooManyError, Window
 from shared.histogram import LOG_RATIO_EDGES
 from shared.measures import MEASURES, Measure, measure
 from shared.series import Floats, Tier
 
 MAX_NAMES = 32
+MAX_READS = 3  # at once, of series and histograms: each may hold tens of megabytes
 DIGITS = {"steps": 12, "minutes": 7, "hours": 7}  # that a kept number has
 
 
@@ -132,6 +135,14 @@ def described(model: type[Answer], example: Any) -> dict[str, Any]:
 
 def add_series(app: FastAPI) -> None:
     """The routes."""
+    turns = asyncio.Semaphore(MAX_READS)
+
+    async def turn() -> AsyncIterator[None]:
+        """Waits on the event loop, so that the worker threads stay with those who ask for less."""
+        async with turns:
+            yield
+
+    in_turn = {"dependencies": [*LOOK["dependencies"], Depends(turn, scope="function")]}
 
     @app.get("/v1/metrics", tags=["series"], summary="What there is to see over time", **LOOK)
     def metrics(there: There) -> Measures:
@@ -139,7 +150,7 @@ def add_series(app: FastAPI) -> None:
         found = series.known_names(there.client, there.keys)
         return Measures(metrics=[_measure(name, *found[name]) for name in sorted(found)])
 
-    @app.get("/v1/series", tags=["series"], summary="Numbers over time", **described(SeriesFound, EXAMPLE))
+    @app.get("/v1/series", tags=["series"], summary="Numbers over time", **described(SeriesFound, EXAMPLE) | in_turn)
     def read(
         there: There,
         names: Names,
@@ -151,11 +162,15 @@ def add_series(app: FastAPI) -> None:
         """Means with least and largest, of the finest tier that reaches back to `since`: steps, minutes, hours."""
         for name in names:
             _check(name)
-        found = series.read(there.client, there.keys, list(dict.fromkeys(names)), label, Window(since, until, points))
+        window = Window(since, until, points)
+        try:
+            found = series.read(there.client, there.keys, list(dict.fromkeys(names)), label, window)
+        except TooManyError as error:
+            raise HTTPException(422, f"name: {error}") from None
         lines = [_line(line) for line in found.lines]
         return JSONResponse({"resolution_s": found.resolution_s, "tier": found.tier, "series": lines})
 
-    @app.get("/v1/histograms", tags=["series"], summary="How tokens are spread, over time", **LOOK)
+    @app.get("/v1/histograms", tags=["series"], summary="How tokens are spread, over time", **LOOK | in_turn)
     def histograms(
         there: There,
         name: Annotated[Literal["log_ratio", "staleness"], Query(description="Of the trained tokens.")],

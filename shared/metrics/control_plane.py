@@ -22,6 +22,7 @@ class ControlPlaneMetrics:
         self.stream_bytes = made.gauge("stream_bytes")
         self.stream_limit = made.gauge("stream_limit_bytes")
         self.dead_letters = made.gauge("dead_letters")
+        self.dead_letters_ever = made.gauge("dead_letters_ever")
         self.phase = made.gauge("run_phase")
         self.paused = made.gauge("paused")
         self.last_step_at = made.gauge("last_step_timestamp_seconds")

@@ -274,6 +274,7 @@ CONTROL_PLANE = (
     _gauge("stream_bytes", "bytes", "Payload bytes in the stream."),
     _gauge("stream_limit_bytes", "bytes", "Payload bytes that the stream may hold (admission.max_bytes)."),
     _gauge("dead_letters", "", "Entries in the dead letters."),
+    _gauge("dead_letters_ever", "", "Entries that ever became dead letters, those dropped or requeued since included."),
     _gauge("run_phase", "", "1 for the run's phase, 0 for others.", "phase"),
     _gauge("paused", "", "1 while the operator wants the run to stand still."),
     _gauge("last_step_timestamp_seconds", "seconds", "When the newest optimizer step was taken, unix seconds."),

@@ -118,8 +118,9 @@ BOARD = Board(
                 panel(
                     "Dead letters",
                     "none",
-                    "Entries that could not be trained on and are kept: `trustbatch dead-letters list`.",
+                    "Entries that nobody can train on: those kept (`trustbatch dead-letters list`), and all ever.",
                     ("max(trustbatch_dead_letters)", "kept"),
+                    ("max(trustbatch_dead_letters_ever)", "ever"),
                 ),
                 panel(
                     "Lost groups and skipped steps",

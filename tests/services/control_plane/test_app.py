@@ -253,12 +253,14 @@ def samples(http: TestClient) -> dict[str, float]:
 def test_metrics_show_the_state(http: TestClient, control: ControlState, client: Client, keys: Keys) -> None:
     fill(control, client, keys)
     client.xadd(keys.dead_letters, {"reason": "undecodable"})
+    ever = {"count:undecodable": 3, "dropped:undecodable": 2, "count:other_run": 4, "requeued:other_run": 4}
+    client.hset(keys.dead_letter_totals, mapping=ever)
     client.set(keys.bytes, 4096)
     http.get("/v1/nothing/at/all")
     found = samples(http)
     assert found["trustbatch_redis_up{}"] == 1
     assert found["trustbatch_latest_policy_version{}"] == 3
-    assert found["trustbatch_dead_letters{}"] == 1
+    assert (found["trustbatch_dead_letters{}"], found["trustbatch_dead_letters_ever{}"]) == (1, 7)
     assert found["trustbatch_stream_bytes{}"] == 4096
     assert found["trustbatch_stream_limit_bytes{}"] == load_config(None, [], {}).admission.max_bytes
     assert found["trustbatch_redis_memory_bytes{}"] > 100_000

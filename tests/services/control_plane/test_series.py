@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from services import series as kept
 from services.control_plane.app import create_app
-from services.control_plane.series import MAX_NAMES, significant
+from services.control_plane.series import MAX_NAMES, MAX_READS, significant
 from shared.config import Config
 from shared.control import ControlState
 from shared.keys import Keys
@@ -150,6 +153,54 @@ WRONG = [
 def test_what_cannot_be_is_refused_with_the_way_out(http: TestClient, path: str, code: int, detail: str) -> None:
     answer = http.get(path)
     assert (answer.status_code, detail in answer.json()["detail"]) == (code, True), answer.text
+
+
+def test_more_series_than_are_read_at_once_are_refused_before_they_are(
+    http: TestClient, control: ControlState, began: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = {"token_ess": 0.9, "tokens": 5}
+    control.add_history(step(1, at=began, by_staleness={str(i): numbers for i in range(3)}))
+    monkeypatch.setattr(kept, "MAX_LINES", 5)
+    both = "name=by_staleness.token_ess&name=by_staleness.tokens"
+    answer = http.get(f"/v1/series?{both}")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        422,
+        "name: 6 series, by label, at once; at most 5: fewer names, or a label",
+    )
+    assert len(series(http, f"{both}&label=1")["series"]) == 2
+    assert len(series(http, "name=by_staleness.token_ess")["series"]) == 3
+
+
+@pytest.mark.parametrize("path", ["/v1/series?name=step", "/v1/histograms?name=staleness"])
+def test_few_read_at_once_and_whoever_asks_for_less_does_not_wait_for_them(
+    http: TestClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    lock, full, go_on = threading.Lock(), threading.Event(), threading.Event()
+    reading, most = 0, 0
+    read = kept.read
+
+    def slow(*asked: Any) -> kept.Found:
+        nonlocal reading, most
+        with lock:
+            reading += 1
+            most = max(most, reading)
+            if reading == MAX_READS:
+                full.set()
+        assert go_on.wait(60)
+        with lock:
+            reading -= 1
+        return read(*asked)
+
+    monkeypatch.setattr(kept, "read", slow)
+    with ThreadPoolExecutor(50) as pool:  # more than there are worker threads
+        answers = [pool.submit(http.get, path) for _ in range(50)]
+        try:
+            assert full.wait(60)
+            assert [http.get("/readyz").status_code for _ in range(3)] == [200] * 3
+        finally:
+            go_on.set()
+        assert {answer.result(60).status_code for answer in answers} == {200}
+    assert most == MAX_READS
 
 
 def test_an_empty_run_and_one_that_is_not_there(http: TestClient) -> None:
