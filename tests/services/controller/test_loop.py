@@ -9,6 +9,7 @@ import pytest
 
 from services.controller.decide import Memory
 from services.controller.loop import Controller, remembered
+from services.controller.wishes import wanted_by_operator
 from services.lag import clear_lag, set_lag
 from shared import log
 from shared.config import Config, load_config
@@ -159,6 +160,16 @@ def test_while_the_operator_pauses_the_run_it_does_nothing(run: Run) -> None:
     run.control.set_paused(False)
     run.first.look()
     assert run.memory.level == "synced"
+
+
+def test_a_lag_that_no_server_follows_any_more_is_not_what_the_operator_has(config: Config, client: Client) -> None:
+    run = Run(config, client, "rollout.lag=0", "rollout.max_lag=0", "store.transfer.kind=gloo")
+    run.control.wish_lag(b"16", "ann")  # asked for while weights went by files
+    run.first.look()
+    assert wanted_by_operator(run.config, run.memory).lag == 0, "over the wire servers follow the configured"
+    run.steps([0.8] * 2, queue=4)
+    run.first.look()
+    assert (run.control.lag_wish().text, run.control.lag_wish().by) == (b"16", "ann")
 
 
 def test_a_configuration_that_allows_less_holds_at_once(run: Run, config: Config, client: Client) -> None:
