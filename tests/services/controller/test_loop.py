@@ -178,6 +178,7 @@ def test_a_configuration_that_allows_less_holds_at_once(run: Run, config: Config
     assert run.control.lag_wish().text == b"8"
     again = load_config(None, [f"redis.url={config.redis.url}", f"run.id={config.run.id}", "rollout.lag=6"], {})
     for _ in range(2):
+        client.delete(run.keys.controller_lease)  # the process before has ended
         Controller(again, client, "a", log.configure(config.run.id, "a")).look()
         assert (run.control.lag_wish().text, run.steering.wishes().lag_by) == (b"", "")
     assert "the configuration has changed: servers are to lag by at most 6 versions" in run.told()[0]
@@ -196,6 +197,16 @@ def test_of_two_control_planes_one_acts_and_the_other_goes_on(run: Run) -> None:
     assert len(run.told()) == 1, "the vote that the first had counted is not lost"
     run.first.look()
     assert run.steering.holder() == "b"
+
+
+def test_of_two_control_planes_of_one_name_one_acts_too(run: Run) -> None:
+    second = run.controller("a")
+    run.steps([0.8, 0.8], lag=16)
+    second.look()
+    assert run.told() == []
+    run.first.look()
+    assert len(run.told()) == 1
+    assert run.steering.holder() == "a"
 
 
 def test_no_rows_no_acts(run: Run) -> None:
