@@ -66,19 +66,13 @@ def set_lag(
             f"(rollout.max_lag): ask for less, or go on with it after --set rollout.max_lag={setting.largest}"
         )
     _check_open(config, control)
-    changed = control.wish_lag(to_wish(setting).encode(), by, instead_of)
-    if changed:
-        control.add_event("lag", f"servers are to lag by {setting}", by)
-    return changed
+    return control.wish_lag(to_wish(setting).encode(), by, instead_of, f"servers are to lag by {setting}")
 
 
 def clear_lag(config: Config, control: ControlState, by: str) -> bool:
     """Asks for the configuration's lag again; returns False where nothing else was asked for. Raises as `set_lag`."""
     _check_open(config, control)
-    changed = control.wish_lag(b"", by)
-    if changed:
-        control.add_event("lag", f"servers are to lag as configured: {config.rollout.lag}", by)
-    return changed
+    return control.wish_lag(b"", by, event=f"servers are to lag as configured: {config.rollout.lag}")
 
 
 def with_server(setting: LagSetting, server_id: str, own: ServerLag | None) -> LagSetting:
