@@ -17,6 +17,7 @@ from shared.errors import DataLossError, FencedError
 from shared.history import History
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
+from shared.steering import Steering
 from shared.wishes import ADMISSION, EVENT_ROWS, LAG, PAUSED, Wish, Wishes, event_row
 
 EXAMPLE_ROWS = 1_000
@@ -244,6 +245,11 @@ class ControlState:
         with translated():
             found = self._client.xrevrange(self._keys.events, count=1)
         return found[0][0].decode() if found else "0-0"
+
+    @property
+    def steering(self) -> Steering:
+        """The controller's side of it."""
+        return Steering(self._client, self._keys)
 
     # -- the operator's wish --------------------------------------------------------------------
     def set_paused(self, paused: bool, by: str = "operator") -> bool:
