@@ -8,10 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from services.controller.loop import remembered
+from services.controller.wishes import operators_lag
 from shared.config import Config
 from shared.config.lag import MAX_SERVERS, LagSetting, ServerLag, to_wish
 from shared.control import ControlState
 from shared.errors import ConfigError, StreamError
+from shared.steering import CONTROLLER
 
 KIND = "rollout"
 
@@ -25,7 +28,8 @@ class Dialled:
     """What is asked for now."""
 
     setting: LagSetting
-    wish: bytes  # the operator's, as stored; empty for none
+    operators: LagSetting  # the same, or what the operator had wanted where the controller wants less for now
+    wish: bytes  # as stored; empty for none
     by: str  # who wants it; '' where the configuration says so
     at: float | None  # unix seconds
     max_lag: int
@@ -38,7 +42,8 @@ def read_lag(config: Config, control: ControlState) -> Dialled:
     wished = config.wished_lag(wish.text) if wish.text else None
     setting = config.rollout.lag if wished is None else wished
     by, at = ("", None) if wished is None else (wish.by, wish.at)
-    return Dialled(setting, wish.text, by, at, config.rollout.largest_lag, _servers(control))
+    operators = _beneath(config, control) if by == CONTROLLER else None
+    return Dialled(setting, operators or setting, wish.text, by, at, config.rollout.largest_lag, _servers(control))
 
 
 def set_lag(
@@ -66,19 +71,13 @@ def set_lag(
             f"(rollout.max_lag): ask for less, or go on with it after --set rollout.max_lag={setting.largest}"
         )
     _check_open(config, control)
-    changed = control.wish_lag(to_wish(setting).encode(), by, instead_of)
-    if changed:
-        control.add_event("lag", f"servers are to lag by {setting}", by)
-    return changed
+    return control.wish_lag(to_wish(setting).encode(), by, instead_of, f"servers are to lag by {setting}")
 
 
 def clear_lag(config: Config, control: ControlState, by: str) -> bool:
     """Asks for the configuration's lag again; returns False where nothing else was asked for. Raises as `set_lag`."""
     _check_open(config, control)
-    changed = control.wish_lag(b"", by)
-    if changed:
-        control.add_event("lag", f"servers are to lag as configured: {config.rollout.lag}", by)
-    return changed
+    return control.wish_lag(b"", by, event=f"servers are to lag as configured: {config.rollout.lag}")
 
 
 def with_server(setting: LagSetting, server_id: str, own: ServerLag | None) -> LagSetting:
@@ -90,6 +89,12 @@ def with_server(setting: LagSetting, server_id: str, own: ServerLag | None) -> L
         return LagSetting.model_validate(whole)
     except ValidationError:
         raise ConfigError(f"{server_id!r} cannot be a server's id, or {MAX_SERVERS} have a lag of their own") from None
+
+
+def _beneath(config: Config, control: ControlState) -> LagSetting | None:
+    """What the operator wants beneath the controller's cap; None where nothing is remembered of it."""
+    memory = remembered(control.steering.state())
+    return None if memory.lag_wish is None else operators_lag(config, memory)
 
 
 def _check_open(config: Config, control: ControlState) -> None:

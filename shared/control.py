@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from shared import scripts, untrusted
-from shared.errors import DataLossError, FencedError, StreamError
+from shared.errors import DataLossError, FencedError
 from shared.history import History
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
-from shared.wishes import ADMISSION, EVENT_ROWS, Wish, Wishes, event_row
+from shared.steering import Steering
+from shared.wishes import ADMISSION, EVENT_ROWS, LAG, PAUSED, Wish, Wishes, event_row
 
 EXAMPLE_ROWS = 1_000
 LEARNER = "learner"
@@ -37,15 +38,6 @@ class Latest:
     credit: int = 0  # versions of staleness credit that servers have now; 0: all that max_staleness allows
     in_order: bool = False  # the longest lease uses credit up, so that no other group overtakes it by too much
     oldest: int = -1  # where lag ends: of the ancestors before this one the store has not all; -1: where they end
-
-
-@dataclass(frozen=True)
-class LagWish:
-    """The lag setting that an operator wants; none: the configuration's."""
-
-    text: bytes = b""  # as `shared.config.lag.to_wish` writes it; empty: none
-    by: str = ""
-    at: float | None = None  # unix seconds
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ class ControlState:
         self._set_phase = Script(client, scripts.SET_PHASE, [keys.epoch, keys.phase])
         examples = [keys.epoch, keys.examples, keys.examples_bytes]
         self._add_examples = Script(client, scripts.ADD_EXAMPLES, examples)
-        self._wish_lag = Script(client, scripts.WISH_LAG, [keys.desired])
+        self._wishes = Wishes(client, keys)
         self._claim = Script(client, scripts.CLAIM_EVALUATION, [keys.evaluation_jobs])
         self._release = Script(client, scripts.RELEASE_EVALUATION, [keys.evaluation_jobs])
 
@@ -254,11 +246,16 @@ class ControlState:
             found = self._client.xrevrange(self._keys.events, count=1)
         return found[0][0].decode() if found else "0-0"
 
+    @property
+    def steering(self) -> Steering:
+        """The controller's side of it."""
+        return Steering(self._client, self._keys)
+
     # -- the operator's wish --------------------------------------------------------------------
-    def set_paused(self, paused: bool, by: str = "operator") -> None:
-        """Asks everybody to stop admitting and training, or to go on."""
-        with translated():
-            self._client.hset(self._keys.desired, mapping={"paused": int(paused), "paused_by": by})
+    def set_paused(self, paused: bool, by: str = "operator") -> bool:
+        """Asks everybody to stop admitting and training, or to go on. Returns False where they want that already."""
+        kind, told = ("pause", "the run is to stand still") if paused else ("resume", "the run is to go on")
+        return self._wishes.make(PAUSED, b"1" if paused else b"", by, told, kind=kind)
 
     def paused_by(self) -> str:
         """Who wants the run to stand still; '' for nobody."""
@@ -287,42 +284,31 @@ class ControlState:
             value = self._client.hget(self._keys.desired, "record_bytes")
         return int(value) if value is not None and value.isdigit() else None
 
-    def wish_lag(self, text: bytes, by: str, instead_of: bytes | None = None) -> bool:
+    def wish_lag(self, text: bytes, by: str, instead_of: bytes | None = None, event: str = "") -> bool:
         """Asks rollout servers for this lag setting (empty: the configuration's), from their next group on.
 
         Args:
             text: of `shared.config.lag.to_wish`.
             by: who wants it.
             instead_of: the wish that this one was made from; None: whatever there is.
+            event: what is recorded where it changes anything; empty: nothing.
 
-        Returns:
-            False where it was wanted already.
-
-        Raises:
-            StreamError: Redis does not answer, or another wish came in between.
+        Returns and raises as `Wishes.make`.
 
         """
-        given = [text, by, time.time()]
-        found = int(self._wish_lag(*given, *([instead_of] if instead_of is not None else [])))
-        if found < 0:
-            raise StreamError("somebody else has just changed the lag; look at it, and try again")
-        return bool(found)
+        return self._wishes.make(LAG, text, by, event, instead_of)
 
-    def lag_wish(self) -> LagWish:
+    def lag_wish(self) -> Wish:
         """What the operator wants; `text` as it is stored, whatever that is."""
-        with translated():
-            text, by, at = self._client.hmget(self._keys.desired, "lag", "lag_by", "lag_at")
-        if not text:
-            return LagWish()
-        return LagWish(text, (by or b"").decode(errors="replace")[: untrusted.MAX_TEXT], untrusted.seconds(at))
+        return self._wishes.read(LAG)[0]
 
     def wish_admission(self, text: bytes, by: str, instead_of: bytes | None = None) -> bool:
         """Asks for other budgets, as `Budgets.wish` writes them; see `Wishes.make`."""
-        return Wishes(self._client, self._keys).make(ADMISSION, text, by, instead_of=instead_of)
+        return self._wishes.make(ADMISSION, text, by, instead_of=instead_of)
 
     def admission_wish(self) -> Wish:
         """The budgets that somebody wants; `shared.budgets` reads them."""
-        return Wishes(self._client, self._keys).read(ADMISSION)[0]
+        return self._wishes.read(ADMISSION)[0]
 
     # -- evaluation -----------------------------------------------------------------------------
     def request_evaluation(self, policy_version: int) -> None:

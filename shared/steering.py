@@ -18,6 +18,7 @@ from shared.redis_client import Client, Script, translated
 from shared.wishes import EVENT_ROWS, event_row
 
 CONTROLLER = "controller"  # who a wish is by
+OF_PROCESS = "#"  # in the lease, between a control plane's name and what tells its process from another of that name
 _FIELDS = ("lag", "lag_by", "lag_at", "admission", "admission_by", "admission_at", "paused", "paused_by")
 
 
@@ -49,9 +50,10 @@ class Steering:
         return bool(self._claim(who, int(lease_s * 1000)))
 
     def holder(self) -> str:
-        """Who may act now; '' for nobody."""
+        """The control plane that may act now; '' for none."""
         with translated():
-            return (self._client.get(self._keys.controller_lease) or b"").decode(errors="replace")
+            found = self._client.get(self._keys.controller_lease) or b""
+        return found.decode(errors="replace").partition(OF_PROCESS)[0]
 
     def wishes(self) -> Wanted:
         """What is wanted now."""

@@ -24,6 +24,8 @@ EVENT_ROWS = 5_000
 MOST_MARKED = 1_000  # servers that drain, letters that wait
 ADMISSION = "admission"
 OBJECTIVE = "objective"
+LAG = "lag"
+PAUSED = "paused"
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,18 @@ class Wishes:
         self._keys = keys
         self._wish = Script(client, scripts.WISH, [keys.desired, keys.events])
 
-    def make(self, name: str, text: bytes, by: str, event: str = "", instead_of: bytes | None = None) -> bool:
+    def make(
+        self, name: str, text: bytes, by: str, event: str = "", instead_of: bytes | None = None, kind: str = ""
+    ) -> bool:
         """Wants something; empty: the configuration's. Works at maxmemory.
 
         Args:
-            name: ADMISSION or OBJECTIVE; the kind of the event, too.
+            name: ADMISSION, OBJECTIVE, LAG or PAUSED.
             text: canonical JSON, so that equal wishes have equal texts.
             by: who wants it.
             event: what is recorded where it changes anything; empty: nothing.
             instead_of: the wish that this one was made from; None: whatever there is.
+            kind: of the event; empty: the name.
 
         Returns:
             False where the same one wanted it already.
@@ -69,7 +74,7 @@ class Wishes:
             StreamError: Redis does not answer, or another wish came in between.
 
         """
-        told = event_row(name, event, by) if event else ""
+        told = event_row(kind or name, event, by) if event else ""
         expected = [instead_of] if instead_of is not None else []
         found = int(self._wish(name, text, by, time.time(), told, EVENT_ROWS, *expected))
         if found < 0:
@@ -102,11 +107,9 @@ class Wishes:
 
     def removed(self, server_id: str, by: str) -> None:
         """Takes a dead server off the list, and what was wanted of it; one that is not dead puts itself back on it."""
-        self.dismissed(server_id)
-        with translated():
-            self._client.srem(self._keys.members, f"rollout:{server_id}")
-            row = {"row": event_row("remove", f"{server_id}, which was dead, is off the list", by)}
-            self._client.xadd(self._keys.events, row, maxlen=EVENT_ROWS, approximate=True)
+        script = Script(self._client, scripts.REMOVE, [self._keys.members, self._keys.draining, self._keys.events])
+        event = event_row("remove", f"{server_id}, which was dead, is off the list", by)
+        script(f"rollout:{server_id}", server_id, event, EVENT_ROWS)
 
     def draining(self) -> dict[str, Mark]:
         """Server id -> who wants it to take no new groups, and since when."""

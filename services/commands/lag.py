@@ -67,7 +67,7 @@ def lag_set(
             wanted, instead_of = _checked(LagSetting, own), None
         else:
             now = read_lag(config, control)
-            wanted, instead_of = with_server(now.setting, server, _checked(ServerLag, own)), now.wish
+            wanted, instead_of = with_server(now.operators, server, _checked(ServerLag, own)), now.wish
         changed = set_lag(config, control, wanted, BY, instead_of)
         typer.echo(f"{config.run.id}: lag {wanted}" + ("" if changed else ", as before"))
 
@@ -82,7 +82,7 @@ def lag_clear(run: Run, overrides: Overrides, server: Server = None) -> None:
             changed = clear_lag(config, control, BY)
         else:
             now = read_lag(config, control)
-            changed = set_lag(config, control, with_server(now.setting, server, None), BY, now.wish)
+            changed = set_lag(config, control, with_server(now.operators, server, None), BY, now.wish)
         typer.echo(f"{config.run.id}: lag {read_lag(config, control).setting}" + ("" if changed else ", as before"))
 
 

@@ -159,13 +159,7 @@ def _status_text(run: Run) -> str:
 
 
 def _wish(here: Resources, paused: bool) -> schemas.Paused:
-    with here.wish:
-        changed = here.control.paused() != paused
-        if changed:
-            here.control.set_paused(paused)
-            kind, text = ("pause", "the run is to stand still") if paused else ("resume", "the run is to go on")
-            here.control.add_event(kind, text, by=BY)
-    return schemas.Paused(paused=paused, changed=changed)
+    return schemas.Paused(paused=paused, changed=here.control.set_paused(paused, BY))
 
 
 def _version() -> str:

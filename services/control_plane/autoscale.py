@@ -2,7 +2,8 @@
 
     too few:   the learner waits for groups a share s of its time     -> servers / (1 - s), at most twice as many
     too many:  it never waits and finished groups pile up behind it   -> a quarter fewer, at least one
-    otherwise  as many as there are
+    otherwise  as many as there are; never more while somebody wants less asked for ahead than is configured: then the
+               learner waits because it is meant to
 
 The second is where staleness comes from that buys nothing: groups wait in the stream while the policy moves on. Between
 the two rules nothing changes, so that a number near its right value does not swing.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.status import RunStatus
+from shared.budgets import Budgets, budgets
 from shared.config import Config
 
 STARVING = 0.10  # share of the learner's time that it waits, above which more servers pay
@@ -36,6 +38,7 @@ class Demand:
     work_s: float  # it trained and published
     ready: int  # groups in the stream, not yet applied
     credit: int  # groups that may be asked for and not yet applied
+    narrowed: bool = False  # somebody wants smaller budgets than the configuration's
 
 
 def desired_rollout_servers(seen: Demand, least: int, most: int) -> int:
@@ -60,14 +63,16 @@ def _unbounded(seen: Demand) -> int:
     if seen.paused or seen.phase != "running" or seen.servers == 0 or not spent > 0:
         return seen.servers
     waiting = seen.wait_s / spent
-    if waiting > STARVING:
+    if waiting > STARVING and not seen.narrowed:
         return math.ceil(seen.servers * min(1 / (1 - waiting) if waiting < 1 else FASTEST, FASTEST))
     if waiting < SATURATED and seen.ready > PILED_UP * seen.credit:
         return seen.servers - max(1, seen.servers // 4)
     return seen.servers
 
 
-def demand_of(status: RunStatus, steps: Sequence[Mapping[str, Any]], config: Config, now: float) -> Demand:
+def demand_of(
+    status: RunStatus, steps: Sequence[Mapping[str, Any]], config: Config, bounds: Budgets, now: float
+) -> Demand:
     """The demand as control state and history tell it; `steps` are the newest ones' records, oldest first."""
     newest = steps[-STEPS:]
     learner = status.member("learner")
@@ -81,7 +86,8 @@ def demand_of(status: RunStatus, steps: Sequence[Mapping[str, Any]], config: Con
         wait_s=idle + _sum(newest, "wait_s"),
         work_s=_sum(newest, "compute_s") + _sum(newest, "publish_s"),
         ready=status.backlog.unapplied,
-        credit=(config.admission.max_staleness + 1) * config.learner.groups_per_publish,
+        credit=(bounds.max_staleness + 1) * config.learner.groups_per_publish,
+        narrowed=bounds != budgets(config, b""),
     )
 
 

@@ -17,8 +17,8 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 def controller_fields(status: RunStatus, config: Config) -> dict[str, Any] | None:
-    """The fields of `schemas.Controller`; None where it is off."""
-    if not config.controller.enabled:
+    """The fields of `schemas.Controller`; None where it is off, and for a run of another configuration."""
+    if not config.controller.enabled or status.run_id != config.run.id:
         return None
     memory, now = remembered(status.controller), time.time()
     return {

@@ -11,6 +11,7 @@ from services.control_plane import autoscale
 from services.control_plane.controller import set_controller_gauges
 from services.control_plane.resources import Resources
 from services.status import RunStatus, read_status
+from shared.budgets import Budgets, budgets
 from shared.config import Config
 from shared.control import Phase
 from shared.errors import StreamError
@@ -21,6 +22,7 @@ STATE = (  # of ControlPlaneMetrics, what has no label and is unknown without Re
     "policy_version",
     "stream_groups",
     "stream_bytes",
+    "stream_limit",
     "dead_letters",
     "dead_letters_ever",
     "desired_servers",
@@ -35,10 +37,10 @@ PHASES: tuple[str, ...] = get_args(Phase)
 def set_gauges(here: Resources) -> None:
     """Fills the gauges from Redis; without it they are NaN, not yesterday's numbers."""
     gauges = here.metrics
-    gauges.stream_limit.set(here.config.admission.max_bytes)
     try:
         status = read_status(here.client, here.keys, events=1)
         steps, held = here.control.history(last=autoscale.STEPS), memory_of(here.client)
+        bounds = budgets(here.config, here.control.admission_wish().text)
     except StreamError:
         gauges.redis_up.set(0)
         set_controller_gauges(gauges, None, here.config)
@@ -50,7 +52,7 @@ def set_gauges(here: Resources) -> None:
             gauge.set(math.nan)
         return
     gauges.redis_up.set(1)
-    for name, value in zip(STATE, _state(here.config, status, steps, held), strict=True):
+    for name, value in zip(STATE, _state(here.config, status, steps, held, bounds), strict=True):
         getattr(gauges, name).set(value)
     set_controller_gauges(gauges, status, here.config)
     for kind in KINDS:
@@ -59,15 +61,18 @@ def set_gauges(here: Resources) -> None:
         gauges.phase.labels(phase).set(phase == status.phase)
 
 
-def _state(config: Config, status: RunStatus, steps: Sequence[Mapping[str, Any]], held: Memory) -> tuple[float, ...]:
+def _state(
+    config: Config, status: RunStatus, steps: Sequence[Mapping[str, Any]], held: Memory, bounds: Budgets
+) -> tuple[float, ...]:
     """The values of STATE."""
     return (
         status.latest.policy_version if status.latest else math.nan,
         status.backlog.groups,
         status.backlog.bytes,
+        bounds.max_bytes,
         status.backlog.dead_letters,
         sum(of_reason.count for of_reason in status.dead_letters.values()),
-        _desired_servers(config, status, steps),
+        _desired_servers(config, status, steps, bounds),
         status.paused,
         (steps[-1].get("at") or math.nan) if steps else math.nan,
         held.used,
@@ -75,7 +80,7 @@ def _state(config: Config, status: RunStatus, steps: Sequence[Mapping[str, Any]]
     )
 
 
-def _desired_servers(config: Config, status: RunStatus, steps: Sequence[Mapping[str, Any]]) -> int:
-    demand = autoscale.demand_of(status, steps, config, time.time())
+def _desired_servers(config: Config, status: RunStatus, steps: Sequence[Mapping[str, Any]], bounds: Budgets) -> int:
+    demand = autoscale.demand_of(status, steps, config, bounds, time.time())
     plane = config.control_plane
     return autoscale.desired_rollout_servers(demand, plane.least_servers, plane.most_servers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import Body, FastAPI, Request
+from fastapi import Body, FastAPI, Query, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
@@ -13,8 +13,8 @@ from services.control_plane import problems
 from services.control_plane.access import Role
 from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources, written
 from services.control_plane.schemas import Answer, Number, Problem
-from services.lag import Dialled, LagRefusedError, clear_lag, read_lag, set_lag
-from shared.config.lag import LagSetting
+from services.lag import Dialled, LagRefusedError, clear_lag, read_lag, set_lag, with_server
+from shared.config.lag import LagSetting, ServerLag
 from shared.errors import ConfigError
 
 TURNED: dict[str, Any] = OPERATE | {
@@ -67,6 +67,9 @@ class LagTurned(Lag):
 
 
 Wanted = Annotated[LagSetting, Body(description="A number, a text such as uniform:0:16, or a section.")]
+Server = Annotated[
+    str | None, Query(pattern=r"^[!-~]{1,200}$", description="Of this rollout server alone; all others stay as asked.")
+]
 
 
 def add_lag(app: FastAPI) -> None:
@@ -78,9 +81,11 @@ def add_lag(app: FastAPI) -> None:
         return written(Lag(**_fields(here, request)))
 
     @app.put("/v1/lag", tags=["operator"], summary="Ask for another lag", **TURNED)
-    def turn(here: Here, same_site: problems.SameSite, request: Request, wanted: Wanted) -> LagTurned:
+    def turn(
+        here: Here, same_site: problems.SameSite, request: Request, wanted: Wanted, server: Server = None
+    ) -> LagTurned:
         """Holds from every server's next group on, and across restarts. May be repeated."""
-        changed = _refusable(lambda: set_lag(here.config, here.control, wanted, BY))
+        changed = _refusable(lambda: _turn(here, wanted, server))
         return LagTurned(changed=changed, **_fields(here, request))
 
     @app.delete("/v1/lag", tags=["operator"], summary="Ask for the configured lag again", **TURNED)
@@ -88,6 +93,16 @@ def add_lag(app: FastAPI) -> None:
         """Takes back what was asked for while the run went on. May be repeated."""
         changed = _refusable(lambda: clear_lag(here.config, here.control, BY))
         return LagTurned(changed=changed, **_fields(here, request))
+
+
+def _turn(here: Resources, wanted: LagSetting, server: str | None) -> bool:
+    if server is None:
+        return set_lag(here.config, here.control, wanted, BY)
+    if wanted.servers:
+        raise ConfigError("servers: leave it away where server= says whose lag it is")
+    own = ServerLag(lag=wanted.lag, dwell=wanted.dwell, control_share=wanted.control_share)
+    now = read_lag(here.config, here.control)
+    return set_lag(here.config, here.control, with_server(now.operators, server, own), BY, now.wish)
 
 
 def _fields(here: Resources, request: Request) -> dict[str, Any]:

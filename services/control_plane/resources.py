@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict, cast
 
 from fastapi import Depends, Query, Request, Security
@@ -38,7 +37,6 @@ class Resources:
     client: Client
     keys: Keys
     metrics: ControlPlaneMetrics
-    wish: threading.Lock = field(default_factory=threading.Lock)  # one pause or resume at a time
 
     @property
     def control(self) -> ControlState:

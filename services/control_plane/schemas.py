@@ -226,7 +226,7 @@ class Status(Answer):
     dead_letters: dict[str, DeadLetterTotals]
     """By reason; `trustbatch dead-letters` shows and requeues them."""
     controller: Controller | None
-    """Null where controller.enabled is false."""
+    """Null where controller.enabled is false, and for another run than this control plane's."""
 
 
 class History(Answer):

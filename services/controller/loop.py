@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from secrets import token_hex
 from threading import Event, Thread
 from typing import Any
 
@@ -19,7 +20,7 @@ from shared.errors import StreamError
 from shared.keys import Keys
 from shared.log import Logger
 from shared.redis_client import Client
-from shared.steering import Steering, Wanted
+from shared.steering import OF_PROCESS, Steering, Wanted
 from shared.stream import backlog
 
 LOOK_S = 1.0
@@ -36,7 +37,7 @@ class Controller:
         self._config = config
         self._client = client
         self._keys = Keys(config.run.id)
-        self._who = who
+        self._who = f"{who}{OF_PROCESS}{token_hex(4)}"  # two of one name are two
         self._log = log
         self._steering = Steering(client, self._keys)
         self._control = ControlState(client, self._keys)

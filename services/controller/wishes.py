@@ -7,7 +7,7 @@ from dataclasses import replace
 from services.controller.decide import Action, Memory, Setting, Wish, started_anew
 from shared.budgets import Budgets, budgets
 from shared.config import Config
-from shared.config.lag import LagSetting, from_wish, to_wish
+from shared.config.lag import LagSetting, to_wish
 from shared.steering import CONTROLLER, Wanted
 
 
@@ -38,9 +38,9 @@ def wanted_by_operator(config: Config, memory: Memory) -> Setting:
 
 
 def operators_lag(config: Config, memory: Memory) -> LagSetting:
-    """The lag setting that the operator wants."""
+    """The lag setting that the operator wants, as servers follow it."""
     lag, _ = _operators(memory)
-    return (from_wish(lag[0]) if lag[0] else None) or config.rollout.lag
+    return (config.wished_lag(lag[0].encode()) if lag[0] else None) or config.rollout.lag
 
 
 def fields_of(config: Config, before: Memory, after: Memory, action: Action, now: float) -> dict[str, str]:

@@ -272,7 +272,9 @@ CONTROL_PLANE = (
     _gauge("latest_policy_version", "versions", "Newest published version."),
     _gauge("stream_groups", "groups", "Groups in the stream, applied or not."),
     _gauge("stream_bytes", "bytes", "Payload bytes in the stream."),
-    _gauge("stream_limit_bytes", "bytes", "Payload bytes that the stream may hold (admission.max_bytes)."),
+    _gauge(
+        "stream_limit_bytes", "bytes", "Payload bytes that the stream may hold: admission.max_bytes, or what is wanted."
+    ),
     _gauge("dead_letters", "", "Entries in the dead letters."),
     _gauge("dead_letters_ever", "", "Entries that ever became dead letters, those dropped or requeued since included."),
     _gauge("run_phase", "", "1 for the run's phase, 0 for others.", "phase"),

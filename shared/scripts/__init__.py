@@ -13,7 +13,6 @@ from shared.scripts.control import (
     HEARTBEAT,
     RELEASE_EVALUATION,
     SET_PHASE,
-    WISH_LAG,
 )
 from shared.scripts.history import ADD_HISTORY, REWIND, SAMPLE
 from shared.scripts.letters import DEAD_LETTER, REQUEUE
@@ -21,7 +20,7 @@ from shared.scripts.recovery import CLAIM_LOST, RESTORE, RESTORE_PARENTS, SETTLE
 from shared.scripts.steering import ACT, CLAIM_CONTROLLER
 from shared.scripts.stream import APPEND, DELETE, OLDEST, RELEASE
 from shared.scripts.transfer import ANSWER_TRANSFER, CALL_TRANSFER, WANT_FILES
-from shared.scripts.wishes import MARK, WISH
+from shared.scripts.wishes import MARK, REMOVE, WISH
 
 __all__ = [
     "ACT",
@@ -44,6 +43,7 @@ __all__ = [
     "OLDEST",
     "RELEASE",
     "RELEASE_EVALUATION",
+    "REMOVE",
     "RENEW",
     "REQUEUE",
     "RESTORE",
@@ -54,7 +54,6 @@ __all__ = [
     "SET_PHASE",
     "WANT_FILES",
     "WISH",
-    "WISH_LAG",
 ]
 
 ALL: tuple[str, ...] = tuple(source for name, source in sorted(globals().items()) if name.isupper())

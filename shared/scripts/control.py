@@ -66,18 +66,6 @@ return redis.call('xlen', examples)
 """
 )
 
-# KEYS desired; ARGV text by at [instead_of] -> 1 changed, 0 wanted already, -1 another wish than instead_of is there
-WISH_LAG = (
-    ALLOW_AT_MAXMEMORY
-    + """
-local now = redis.call('hget', KEYS[1], 'lag') or ''
-if now == ARGV[1] and (now == '' or redis.call('hget', KEYS[1], 'lag_by') == ARGV[2]) then return 0 end
-if ARGV[4] and now ~= ARGV[4] then return -1 end
-redis.call('hset', KEYS[1], 'lag', ARGV[1], 'lag_by', ARGV[2], 'lag_at', ARGV[3])
-return 1
-"""
-)
-
 # KEYS evaluation_jobs; ARGV policy_version lease_ms claimer heartbeat_prefix -> 1 if the job is ours now
 # A job's value is "<claimed until> <claimer>"; a claim ends with its time, or with its claimer's heartbeat.
 CLAIM_EVALUATION = (

@@ -8,11 +8,21 @@ WISH = (
     ALLOW_AT_MAXMEMORY
     + """
 local name, now = ARGV[1], redis.call('hget', KEYS[1], ARGV[1]) or ''
+if now == ARGV[2] and (now == '' or redis.call('hget', KEYS[1], name .. '_by') == ARGV[3]) then return 0 end
 if ARGV[7] and now ~= ARGV[7] then return -1 end
-local by = redis.call('hget', KEYS[1], name .. '_by')
-if now == ARGV[2] and (now == '' or by == ARGV[3]) then return 0 end
 redis.call('hset', KEYS[1], name, ARGV[2], name .. '_by', ARGV[3], name .. '_at', ARGV[4])
 if ARGV[5] ~= '' then redis.call('xadd', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', 'row', ARGV[5]) end
+return 1
+"""
+)
+
+# KEYS members draining events; ARGV component server event events_kept -> 1 off the list, 0 it was not on it
+REMOVE = (
+    ALLOW_AT_MAXMEMORY
+    + """
+redis.call('hdel', KEYS[2], ARGV[2])
+if redis.call('srem', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('xadd', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'row', ARGV[3])
 return 1
 """
 )

@@ -18,7 +18,7 @@ from services.series import Window, read
 from shared.admission import Admission, Credit
 from shared.codec import encode_group
 from shared.config import load_config
-from shared.control import ControlState, EvaluationResult, LagWish, Latest
+from shared.control import ControlState, EvaluationResult, Latest
 from shared.errors import AccessError, StreamError
 from shared.history import History
 from shared.intervals import Intervals
@@ -31,7 +31,7 @@ from shared.series import TIERS
 from shared.steering import Steering
 from shared.stream import Appended, GroupReader, GroupWriter, backlog
 from shared.transfer import Answer, Call, Transfers
-from shared.wishes import ADMISSION, Wishes
+from shared.wishes import ADMISSION, Wish, Wishes
 from tests.builders import group
 from tests.redis7 import Redis7
 
@@ -117,7 +117,7 @@ def test_rollout_and_learner_do_all_of_their_work(run: Run) -> None:
     first, second, third = run.admission.lease(3, 0).indices
     assert run.admission.renew() == 3
     assert run.admission.lease(1, 0, Asked(1, wish=b"8")).reason == "another lag is asked for"
-    assert (mine.descent(), mine.lag_wish(), run.writer.counted()) == ({0: -1}, LagWish(), 0)
+    assert (mine.descent(), mine.lag_wish(), run.writer.counted()) == ({0: -1}, Wish(), 0)
     assert run.admission.held() == [first, second, third]
     payload = encode_group(group(first, "mine"))
     assert run.writer.append(first, f"mine:{first}", payload) is Appended.STORED
@@ -175,7 +175,6 @@ def test_the_control_plane_sees_everything_and_writes_what_is_wanted(run: Run) -
     plane = ControlState(run.plane, KEYS)
     plane.beat("control-plane:here", {"kind": "control-plane"}, 30)
     plane.set_paused(True)
-    plane.add_event("pause", "text", by="operator")
     assert run.control.paused()
     assert plane.wish_lag(b"8", "operator")
     assert ControlState(run.rollout, KEYS).lag_wish().text == b"8"

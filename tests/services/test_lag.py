@@ -17,6 +17,7 @@ from shared.control import ControlState, Latest
 from shared.errors import ConfigError, StreamError
 from shared.keys import Keys
 from shared.redis_client import Client
+from shared.steering import CONTROLLER
 
 
 @pytest.fixture
@@ -125,6 +126,16 @@ def test_a_wish_that_was_made_from_another_one_is_not_put_over_a_third(run: Path
     with pytest.raises(StreamError, match="somebody else has just changed the lag"):
         set_lag(config, control, with_server(now.setting, "r1", ServerLag(lag=4)), "ann", now.wish)
     assert read_lag(config, control).setting == LagSetting(lag=3)
+
+
+def test_one_server_s_lag_is_set_on_what_the_operator_wants_beneath_the_controller_s_cap(
+    run: Path, control: ControlState, keys: Keys
+) -> None:
+    memory = {"lag": 3, "lag_wish": ["12", "ann", "1.0"]}
+    assert control.steering.claim("here", 30)
+    assert control.steering.act("here", memory, {}, {"lag": "3", "lag_by": CONTROLLER, "lag_at": "2.0"})
+    assert str(read_lag(load_config(run), control).setting) == "3"
+    assert lag("set", str(run), "1", "--server", "r1") == f"{keys.run_id}: lag 12; r1: 1\n"
 
 
 def test_one_server_s_lag_leaves_the_others_as_they_are() -> None:

@@ -5,10 +5,13 @@ import time
 
 import pytest
 
-from shared.control import ControlState, EvaluationResult, LagWish, Latest
+from shared.config import load_config
+from shared.control import ControlState, EvaluationResult, Latest
 from shared.errors import FencedError, StreamError
 from shared.keys import Keys
-from shared.redis_client import Client
+from shared.redis_client import Client, connect
+from shared.wishes import Wish, Wishes
+from tests.conftest import RedisServer
 
 
 @pytest.fixture
@@ -94,6 +97,23 @@ def test_phase_and_pause(control: ControlState) -> None:
     assert (control.paused(), control.paused_by()) == (False, "")
 
 
+@pytest.mark.system
+def test_whatever_is_wanted_is_one_event_whoever_asks_and_also_at_maxmemory(own_redis: RedisServer) -> None:
+    client, keys = connect(load_config(None, [f"redis.url={own_redis.url}"], {})), Keys("run")
+    control, wishes = ControlState(client, keys), Wishes(client, keys)
+    control.beat("rollout:r0", {"kind": "rollout"}, 30)
+    wishes.drain("r0", "ann", True)
+    client.config_set("maxmemory", 1)
+    assert [control.set_paused(True, "ann"), control.set_paused(True, "ann")] == [True, False]
+    assert [control.set_paused(False, "ann"), control.set_paused(False, "bob")] == [True, False]
+    assert [control.wish_lag(b"8", "ann", event="8"), control.wish_lag(b"8", "ann", event="8")] == [True, False]
+    for _ in range(2):
+        wishes.removed("r0", "ann")
+    told = [(event["kind"], event["by"]) for event in reversed(control.events())]
+    assert told == [(kind, "ann") for kind in ("drain", "pause", "resume", "lag", "remove")]
+    assert (control.members(), wishes.draining()) == ({}, {})
+
+
 def test_a_version_may_be_wished_for(control: ControlState, client: Client, keys: Keys) -> None:
     assert control.publish_above() == -1
     client.hset(keys.desired, "publish_above", 0)
@@ -113,7 +133,7 @@ def test_the_wish_for_recorded_bytes(control: ControlState, client: Client, keys
 
 
 def test_a_wish_for_a_lag_may_be_repeated_and_says_who_and_when(control: ControlState) -> None:
-    assert control.lag_wish() == LagWish()
+    assert control.lag_wish() == Wish()
     assert control.wish_lag(b"8", "bob")
     assert control.wish_lag(b"8", "ann")
     assert not control.wish_lag(b"8", "ann")
@@ -124,7 +144,7 @@ def test_a_wish_for_a_lag_may_be_repeated_and_says_who_and_when(control: Control
     assert control.wish_lag(b"9", "bob", instead_of=b"8")
     assert control.wish_lag(b"", "bob")
     assert not control.wish_lag(b"", "ann")
-    assert control.lag_wish() == LagWish()
+    assert control.lag_wish() == Wish()
 
 
 @pytest.mark.parametrize("name", ["lag", "largest_lag"])

@@ -75,15 +75,10 @@ function fill(row, server, may) {
   row.drain.setAttribute("aria-label", `${row.drain.textContent} ${server.server_id}`);
 }
 
-async function turn(id, input) {  // for all: this alone; for one: what there is, with this server's own
+async function turn(id, input) {
   const said = $("dial-said"), wanted = input.value.trim(), lag = /^\d+$/.test(wanted) ? +wanted : wanted;
   try {
-    let body = lag;
-    if (id) {
-      const {setting} = await ask("v1/lag"), whole = typeof setting === "object" ? setting : {lag: setting};
-      body = {...whole, servers: {...whole.servers, [id]: lag}};
-    }
-    state.dial = await ask("v1/lag", {method: "PUT", body: JSON.stringify(body)});
+    state.dial = await ask(`v1/lag${id ? `?server=${encodeURIComponent(id)}` : ""}`, {method: "PUT", body: JSON.stringify(lag)});
     input.form.classList.remove("dirty");
     said.className = "";
     put(said, `${id || "All servers"}: asked to lag by ${wanted} from the next group on.`);

@@ -280,6 +280,16 @@ def test_metrics_show_the_state(http: TestClient, control: ControlState, client:
     assert found['trustbatch_http_requests_total{"method": "GET", "route": "unknown", "status": "404"}'] == 1
 
 
+def test_metrics_follow_the_budgets_that_are_wanted(
+    http: TestClient, control: ControlState, client: Client, keys: Keys
+) -> None:
+    fill(control, client, keys)
+    assert control.wish_admission(b'{"max_bytes": 100000000}', "ann")
+    found = samples(http)
+    assert found["trustbatch_stream_limit_bytes{}"] == 100_000_000
+    assert found["trustbatch_desired_rollout_servers{}"] == 1, "the learner waits as it is meant to"
+
+
 def test_metrics_without_redis_say_so_instead_of_repeating_old_numbers(
     fragile: TestClient, own_redis: RedisServer
 ) -> None:
@@ -288,6 +298,7 @@ def test_metrics_without_redis_say_so_instead_of_repeating_old_numbers(
     found = samples(fragile)
     assert found["trustbatch_redis_up{}"] == 0
     assert math.isnan(found["trustbatch_stream_groups{}"])
+    assert math.isnan(found["trustbatch_stream_limit_bytes{}"])
     assert math.isnan(found["trustbatch_redis_memory_bytes{}"])
     assert math.isnan(found['trustbatch_members{"kind": "learner"}'])
     assert math.isnan(found['trustbatch_run_phase{"phase": "running"}'])

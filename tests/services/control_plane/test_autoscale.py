@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from services.control_plane.autoscale import Demand, demand_of, desired_rollout_servers
 from services.status import Member, RunStatus
+from shared.budgets import budgets
 from shared.config import Config, load_config
 from shared.control import Latest
 from shared.errors import ConfigError
 from shared.stream import Backlog
 from tests.services.rows import step
 
+WISHES = (b'{"max_staleness": 1}', b'{"max_bytes": 100000000}', b"")
 BALANCED = Demand(phase="running", paused=False, servers=4, wait_s=5, work_s=95, ready=40, credit=160)
 
 
@@ -44,6 +46,11 @@ def test_groups_that_pile_up_behind_a_learner_that_never_waits_are_too_many_serv
     found = [desired(wait_s=0, work_s=100, ready=150, servers=servers) for servers in (4, 16, 1)]
     assert found == [3, 12, 1]
     assert desired(wait_s=5.0, work_s=95.0, ready=150) == 4, "it waits now and then: no more than it needs"
+
+
+def test_a_learner_that_waits_because_less_is_wanted_ahead_gets_nobody_for_it() -> None:
+    assert desired(wait_s=50, work_s=50, narrowed=True) == 4
+    assert desired(wait_s=0, work_s=100, ready=150, narrowed=True) == 3
 
 
 def test_the_end_of_the_run_needs_nobody_and_a_pause_changes_nothing() -> None:
@@ -102,16 +109,30 @@ def status(state: str, since: float = 100.0, servers: int = 2) -> RunStatus:
 
 def test_the_demand_is_what_the_newest_steps_and_the_living_say(config: Config) -> None:
     rows = [step(number, wait_s=1.0, compute_s=2.0, publish_s=0.5, at=100.0 + number) for number in range(30)]
-    seen = demand_of(status("training step 31"), rows, config, now=500.0)
+    seen = demand_of(status("training step 31"), rows, config, budgets(config, b""), now=500.0)
     assert seen == Demand("running", False, 2, 20.0, 50.0, 70, 5 * 32)
+
+
+def test_the_credit_is_what_is_wanted_now(config: Config) -> None:
+    found = [demand_of(status("training"), [], config, budgets(config, wish), now=1.0) for wish in WISHES]
+    assert [(seen.credit, seen.narrowed) for seen in found] == [(2 * 32, True), (5 * 32, True), (5 * 32, False)]
 
 
 def test_a_wait_that_no_step_has_ended_counts_too(config: Config) -> None:
     rows = [step(1, wait_s=0.0, compute_s=2.0, publish_s=0.0, at=100.0)]
-    assert demand_of(status("waiting for groups (3 of 32)"), rows, config, now=160.0).wait_s == 60.0
-    assert demand_of(status("waiting for groups (0 of 32)", since=90.0), [], config, now=100.0).wait_s == 10.0
-    assert demand_of(status("training step 2"), rows, config, now=160.0).wait_s == 0.0
-    assert demand_of(status("training step 2"), [{"step": 1}], config, now=160.0).work_s == 0.0, "another release's row"
+    assert (
+        demand_of(status("waiting for groups (3 of 32)"), rows, config, budgets(config, b""), now=160.0).wait_s == 60.0
+    )
+    assert (
+        demand_of(
+            status("waiting for groups (0 of 32)", since=90.0), [], config, budgets(config, b""), now=100.0
+        ).wait_s
+        == 10.0
+    )
+    assert demand_of(status("training step 2"), rows, config, budgets(config, b""), now=160.0).wait_s == 0.0
+    assert demand_of(status("training step 2"), [{"step": 1}], config, budgets(config, b""), now=160.0).work_s == 0.0, (
+        "another release's row"
+    )
 
 
 def test_bounds_that_cross_are_refused() -> None:

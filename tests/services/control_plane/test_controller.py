@@ -19,6 +19,7 @@ from shared.config import Config, load_config
 from shared.control import ControlState
 from shared.keys import Keys
 from shared.redis_client import Client
+from shared.runs import register
 from shared.steering import Steering
 
 BASE = "http://127.0.0.1"
@@ -46,6 +47,16 @@ def controller(http: TestClient) -> dict[str, Any]:
 def test_it_is_null_where_it_is_off(config: Config) -> None:
     with TestClient(create_app(config), base_url=BASE) as http:
         assert http.get("/v1/status").json()["controller"] is None
+
+
+def test_it_is_null_for_another_run_whose_configuration_nobody_here_has(
+    http: TestClient, client: Client, keys: Keys
+) -> None:
+    other = Keys(f"{keys.run_id}-other")
+    register(client, other, 77)
+    ControlState(client, other).set_phase("finished")
+    status = http.get(f"/v1/status?run={other.run_id}").json()
+    assert (status["run_id"], status["controller"]) == (other.run_id, None)
 
 
 def test_nobody_at_the_lease_is_said(http: TestClient) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from services.control_plane.app import create_app
+from services.controller.decide import Memory
 from shared.config import Config, load_config
 from shared.config.lag import from_wish
 from shared.control import ControlState, Latest
 from shared.keys import Keys
 from shared.redis_client import Client
+from shared.steering import CONTROLLER
 
 BASE = "http://127.0.0.1"
 
@@ -82,6 +85,24 @@ def test_a_setting_is_stored_said_and_may_be_repeated(http: TestClient, control:
     assert (first["asked_by"], first["asked_at"] > 1.7e9) == ("operator", True)
     [event] = control.events()
     assert (event["kind"], event["text"], event["by"]) == ("lag", f"servers are to lag by {first['text']}", "operator")
+
+
+def test_one_server_s_lag_leaves_what_is_wanted_of_others_also_beneath_the_controller_s_cap(
+    http: TestClient, control: ControlState
+) -> None:
+    put(http, 12)
+    wish, steering = control.steering.wishes(), control.steering
+    assert steering.claim("here", 30)
+    capped = {"lag": "3", "lag_by": CONTROLLER, "lag_at": "1.0"}
+    memory = Memory(lag=3, lag_wish=(wish.lag, wish.lag_by, wish.lag_at))
+    assert steering.act("here", asdict(memory), {}, capped)
+    assert http.get("/v1/lag").json()["setting"] == 3
+    for server, own in (("r1", 1), ("r2", "uniform:0:2")):
+        assert http.put(f"/v1/lag?server={server}", json=own).json()["changed"]
+    found = http.get("/v1/lag").json()
+    assert (found["setting"], found["asked_by"]) == ({"lag": 12, "servers": {"r1": 1, "r2": "uniform:0:2"}}, "operator")
+    answer = http.put("/v1/lag?server=r1", json={"lag": 1, "servers": {"r2": 3}})
+    assert (answer.status_code, "leave it away" in answer.json()["detail"]) == (422, True)
 
 
 def test_taking_it_back_asks_for_the_configured_lag_again(http: TestClient, control: ControlState) -> None:

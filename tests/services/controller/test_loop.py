@@ -9,6 +9,7 @@ import pytest
 
 from services.controller.decide import Memory
 from services.controller.loop import Controller, remembered
+from services.controller.wishes import wanted_by_operator
 from services.lag import clear_lag, set_lag
 from shared import log
 from shared.config import Config, load_config
@@ -161,12 +162,23 @@ def test_while_the_operator_pauses_the_run_it_does_nothing(run: Run) -> None:
     assert run.memory.level == "synced"
 
 
+def test_a_lag_that_no_server_follows_any_more_is_not_what_the_operator_has(config: Config, client: Client) -> None:
+    run = Run(config, client, "rollout.lag=0", "rollout.max_lag=0", "store.transfer.kind=gloo")
+    run.control.wish_lag(b"16", "ann")  # asked for while weights went by files
+    run.first.look()
+    assert wanted_by_operator(run.config, run.memory).lag == 0, "over the wire servers follow the configured"
+    run.steps([0.8] * 2, queue=4)
+    run.first.look()
+    assert (run.control.lag_wish().text, run.control.lag_wish().by) == (b"16", "ann")
+
+
 def test_a_configuration_that_allows_less_holds_at_once(run: Run, config: Config, client: Client) -> None:
     run.steps([0.8, 0.8], lag=16, queue=4)
     run.first.look()
     assert run.control.lag_wish().text == b"8"
     again = load_config(None, [f"redis.url={config.redis.url}", f"run.id={config.run.id}", "rollout.lag=6"], {})
     for _ in range(2):
+        client.delete(run.keys.controller_lease)  # the process before has ended
         Controller(again, client, "a", log.configure(config.run.id, "a")).look()
         assert (run.control.lag_wish().text, run.steering.wishes().lag_by) == (b"", "")
     assert "the configuration has changed: servers are to lag by at most 6 versions" in run.told()[0]
@@ -185,6 +197,16 @@ def test_of_two_control_planes_one_acts_and_the_other_goes_on(run: Run) -> None:
     assert len(run.told()) == 1, "the vote that the first had counted is not lost"
     run.first.look()
     assert run.steering.holder() == "b"
+
+
+def test_of_two_control_planes_of_one_name_one_acts_too(run: Run) -> None:
+    second = run.controller("a")
+    run.steps([0.8, 0.8], lag=16)
+    second.look()
+    assert run.told() == []
+    run.first.look()
+    assert len(run.told()) == 1
+    assert run.steering.holder() == "a"
 
 
 def test_no_rows_no_acts(run: Run) -> None:
