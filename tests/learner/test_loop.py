@@ -15,6 +15,8 @@ import torch
 from learner.loop import Learner
 from shared import scripts
 from shared.errors import DeadlineError, FencedError
+from shared.keys import RUNS
+from shared.log import configure
 from shared.store import PolicyStore
 from tests.conftest import RedisServer
 from tests.learner.conftest import MakeWorld
@@ -47,6 +49,18 @@ def test_a_learner_brings_the_scripts_of_its_release_to_a_redis_that_ran_on(
     assert not any(world.client.script_exists(*(digests[source] for source in new)))
     world.learner()
     assert all(world.client.script_exists(*digests.values()))
+
+
+def test_a_user_that_may_not_put_the_run_on_the_list_trains_all_the_same(
+    make_world: MakeWorld, own_redis: RedisServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(url=own_redis.url)
+    world.client.execute_command("ACL", "SETUSER", "default", "resetkeys", f"~trustbatch:{{{world.config.run.id}}}:*")
+    learner = world.unstarted()
+    learner.log = configure(world.config.run.id, "learner", "warning")
+    learner.start()
+    assert world.control.phase() == ("running", "")
+    assert f'"key": "{RUNS}"' in capsys.readouterr().err
 
 
 def test_one_iteration_trains_publishes_and_frees_the_credit(world: World) -> None:
