@@ -71,7 +71,7 @@ class Training:
             parts.metrics,
             int(learner.examples_bytes),
         )
-        self._splitter = Splitter(parts.config, parts.policy, parts.metrics, parts.log)
+        self._splitter = Splitter(parts.config, parts.policy, parts.metrics, parts.log, parts.heartbeat.progress)
         self._decoder = Decoder(parts.config.model.path, parts.log)
         self._skipped_in_a_row = 0
         self._steps_unpublished = 0  # that changed the weights
