@@ -173,12 +173,12 @@ class Learner:
         self.training.parts.adjusted.hear(self.training.step)
         if self._paused() or not self._collected():
             return True
-        training = self.training
+        training, now = self.training, self._backlog()
         training.train(training.intake.take(training.lineage))
         if training.publish_due or self._wanted_at_once():
             training.publish(self.evaluations)
         training.record()
-        if training.checkpoint_due or training.is_pressed(self._backlog(), waiting=False):
+        if training.checkpoint_due or training.is_pressed(now, waiting=False):
             training.write_checkpoint()
             training.delete_finished()
         return True

@@ -83,6 +83,17 @@ def test_one_iteration_trains_publishes_and_frees_the_credit(world: World) -> No
     assert world.control.history() == [row]
 
 
+def test_every_step_says_what_waits_though_a_checkpoint_is_always_due(make_world: MakeWorld) -> None:
+    world = make_world("learner.checkpoint_every=1")
+    learner = world.learner()
+    world.append(12)
+    for _ in range(3):
+        learner.iterate()
+    rows = world.lines("history.jsonl")
+    assert [row["backlog_groups"] for row in rows] == [12, 8, 4]
+    assert [row["backlog_bytes"] > 0 for row in rows] == [True] * 3
+
+
 def test_groups_of_the_same_weights_show_the_numerics_floor_and_full_trust(world: World) -> None:
     learner = world.learner()
     world.append(4)
