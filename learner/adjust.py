@@ -22,9 +22,10 @@ from shared.budgets import Budgets, budgets
 from shared.config import Config
 from shared.config.learner import LearnerConfig
 from shared.control import LEARNER, ControlState
+from shared.errors import OutOfMemoryError
 from shared.heartbeat import Heartbeat
 from shared.keys import Keys
-from shared.letters import requeue
+from shared.letters import NOT_THERE, REQUEUED, letter, requeue
 from shared.log import Logger
 from shared.redis_client import Client
 from shared.wishes import ADMISSION, OBJECTIVE, Wish, Wishes
@@ -60,6 +61,7 @@ class Adjusted:
         self._heartbeat = heartbeat
         self._log = log
         self._heard = Wish()
+        self._full = False  # Redis was, when a letter was to go back
         self._taken = Taken()
         self.objectives = objectives
         self.budgets: Budgets = budgets(config, b"")
@@ -90,12 +92,30 @@ class Adjusted:
             self._heard = wanted
             self._take(step, wanted)
         for letter_id in self._patience("hear what to requeue", self._wishes.requeues):
-            self._patience("requeue a dead letter", partial(self._requeue, letter_id))
+            self._requeue(letter_id)
 
     def _requeue(self, letter_id: str) -> None:
-        outcome = requeue(self._client, self._keys, letter_id)
-        self._wishes.requeued(letter_id, outcome, LEARNER)
+        """Puts it back; at maxmemory it stays where it is, and so does the wish, until there is room."""
+        there = self._patience("look at a dead letter", partial(letter, self._client, self._keys, letter_id))
+        outcome = self._patience("requeue a dead letter", partial(self._put_back, letter_id))
+        if not outcome:
+            return
+        if there and outcome == NOT_THERE:  # it went back before, and the answer was lost
+            outcome = REQUEUED
+        self._patience("tell of a dead letter", lambda: self._wishes.requeued(letter_id, outcome, LEARNER))
         self._log.info("requeue", letter=letter_id, outcome=outcome)
+
+    def _put_back(self, letter_id: str) -> str:
+        """What became of it; '' at maxmemory, which is said once."""
+        try:
+            outcome = requeue(self._client, self._keys, letter_id)
+        except OutOfMemoryError as error:
+            if not self._full:
+                self._log.warning("a dead letter waits until Redis has room", letter=letter_id, error=str(error))
+            self._full = True
+            return ""
+        self._full = False
+        return outcome
 
     def _take(self, step: int, wanted: Wish) -> None:
         try:

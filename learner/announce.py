@@ -6,9 +6,10 @@ written to the store --> largest lag of any server --> what is kept --> the poli
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain, pairwise, takewhile
+
+import numpy as np
 
 from learner.intake import Intake
 from learner.ledger import Ledger
@@ -31,17 +32,23 @@ class Announcer:
         self._intake = intake
         self._policy = parts.config.admission.policy
         self._credit = parts.config.admission.max_staleness + 1  # versions that servers may be ahead
+        self._least_ess = math.inf  # of the steps since the newest version; NaN where one was skipped
         self._announced: tuple[Latest, int] | None = None  # and the oldest version kept
 
-    def publish_version(self, lineage: Lineage, parent: int, step: int, records: Sequence[StepRecord]) -> None:
-        """Writes and announces the weights as the lineage's latest version; `records` are the steps since the last."""
+    def stepped(self, record: StepRecord) -> None:
+        """A step was taken, or skipped: the next version's credit hangs on it."""
+        ess = math.nan if record.skipped else record.token_ess
+        self._least_ess = float(np.minimum(self._least_ess, ess))  # NaN stays
+
+    def publish_version(self, lineage: Lineage, parent: int, step: int) -> None:
+        """Writes and announces the weights as the lineage's latest version."""
         parts, version = self._parts, lineage.latest
         parts.heartbeat.set_state(f"publishing version {version}")
         stored = parts.patience("publish", lambda: parts.publisher.write(version, parent, step))
         lag = parts.patience("read the lag of the servers", self._largest_lag)
         restorable = parts.checkpoints.versions()[-1:] if lag else ()
         kept = versions_to_keep(lineage, lag, parts.config.learner.retain_versions, restorable, self._pending)
-        allowance = self._admit(records)
+        allowance = self._admit()
         depth, oldest = lineage.depth(version), oldest_in_a_row(lineage, kept)
         latest = Latest(version, parent, step, depth, allowance.versions, allowance.in_order, oldest)
         applied = list(self._ledger.unannounced)
@@ -77,11 +84,11 @@ class Announcer:
             self._parts.metrics.retention_failures.inc()
             self._parts.log.warning("versions that nobody needs stay for now", version=version, error=str(error))
 
-    def _admit(self, records: Sequence[StepRecord]) -> Allowance:
+    def _admit(self) -> Allowance:
         """What the policy allows, given the steps since the version before."""
         most = self._parts.adjusted.budgets.max_staleness + 1
-        skipped = any(record.skipped for record in records)
-        ess = math.nan if skipped else min((record.token_ess for record in records), default=None)
+        ess = None if self._least_ess == math.inf else self._least_ess
+        self._least_ess = math.inf
         allowance = self._policy.admit(Trust(most, self._credit, ess))
         self._credit = max(1, min(most, allowance.versions))
         self._parts.metrics.credit_versions.set(self._credit)

@@ -19,9 +19,9 @@ from learner.training import Training
 from learner.transfer.publisher import WirePublisher
 from shared.config import Config
 from shared.control import LEARNER, ControlState, Phase
-from shared.errors import DeadlineError, FencedError, StreamError
+from shared.errors import AccessError, DeadlineError, FencedError, StreamError
 from shared.heartbeat import Heartbeat
-from shared.keys import Keys
+from shared.keys import RUNS, Keys
 from shared.log import Logger
 from shared.metrics import LearnerMetrics
 from shared.process import Deadline, StopFlag
@@ -119,11 +119,20 @@ class Learner:
         files = self.training.parts.files
         self.evaluations = Evaluations(self.control, files, self._patiently, config.learner.target_heldout_accuracy)
         self.evaluations.request(self.training.lineage.latest)
-        self._patiently.tell(
-            "put the run on the list", lambda: register(self._client, self._keys, config.learner.steps)
-        )
+        self._register()
         self._tell_phase("running")
         self.log.info("started", step=self.training.step, policy_version=self.training.lineage.latest)
+
+    def _register(self) -> None:
+        """On the list of runs, where the user of Redis may: one that was made for an older release may not."""
+        steps = self.config.learner.steps
+        try:
+            self._patiently.tell("put the run on the list", lambda: register(self._client, self._keys, steps))
+        except AccessError as error:
+            said = (
+                f"the run is not on the list of runs: make the users of Redis anew, so that the learner may use {RUNS}"
+            )
+            self.log.warning(said, key=RUNS, error=str(error.__cause__))
 
     def _begin(self) -> Training:
         """Restores the newest good checkpoint, if any, and publishes the weights to begin with."""
@@ -164,12 +173,12 @@ class Learner:
         self.training.parts.adjusted.hear(self.training.step)
         if self._paused() or not self._collected():
             return True
-        training = self.training
+        training, now = self.training, self._backlog()
         training.train(training.intake.take(training.lineage))
         if training.publish_due or self._wanted_at_once():
             training.publish(self.evaluations)
         training.record()
-        if training.checkpoint_due or training.is_pressed(self._backlog(), waiting=False):
+        if training.checkpoint_due or training.is_pressed(now, waiting=False):
             training.write_checkpoint()
             training.delete_finished()
         return True

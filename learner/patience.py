@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from shared.errors import AccessError, DataLossError, DeadlineError, OutOfMemoryError, StreamError
+from shared.errors import AccessError, DataLossError, DeadlineError, RefusedError, StreamError
 from shared.log import Logger
 from shared.metrics.made import RedisCounters
 from shared.process import Deadline, StopFlag
@@ -53,16 +53,16 @@ class Patience:
             return self._again(purpose, command, error)
 
     def tell(self, purpose: str, command: Callable[[], object]) -> None:
-        """The same for what only informs: refused at maxmemory, it is left out, and said."""
+        """The same for what only informs: what Redis refuses, as at maxmemory, is left out, and said."""
 
-        def unless_full() -> None:
+        def unless_refused() -> None:
             try:
                 command()
-            except OutOfMemoryError as error:
+            except RefusedError as error:
                 self._counters.left_out.inc()
-                self._log.warning("not told: Redis is at maxmemory", purpose=purpose, error=str(error))
+                self._log.warning("not told: Redis refuses it", purpose=purpose, error=str(error))
 
-        self(purpose, unless_full)
+        self(purpose, unless_refused)
 
     def _again(self, purpose: str, command: Callable[[], T], error: StreamError) -> T:
         deadline = Deadline(f"Redis, to {purpose}", self._outage_s)

@@ -11,6 +11,7 @@ are those that it was taken from.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,11 +46,15 @@ class Split:
 class Splitter:
     """Takes the sample every so many steps."""
 
-    def __init__(self, config: Config, policy: PolicyModel, metrics: LearnerMetrics, log: Logger) -> None:
+    def __init__(
+        self, config: Config, policy: PolicyModel, metrics: LearnerMetrics, log: Logger, came: Callable[[], None]
+    ) -> None:
+        """`came` is called for each part of a version that is there."""
         self._config = config
         self._policy = policy
         self._metrics = metrics
         self._log = log
+        self._came = came
         self._every = steps_between(config, policy)
         self._store: PolicyStore | None = None
         self._failing = False
@@ -78,8 +83,9 @@ class Splitter:
             return None
         groups = sampled_groups(batch, version, self._config.learner.floor_groups)
         try:
-            _, folder = self._store.hold(version, HOLDER)
-            then = PolicyModel.load(str(folder), self._config.model.dtype, self._policy.device, key="store")
+            _, folder = self._store.hold(version, HOLDER, self._came)
+            dtype, now = self._config.model.dtype, self._policy
+            then = PolicyModel.load(str(folder), dtype, now.device, matrices=now.matrices, key="store")
         finally:
             self._store.let_go(HOLDER)
         return split(batch, own, then, groups, version, lineage.staleness(version))

@@ -71,7 +71,7 @@ class Training:
             parts.metrics,
             int(learner.examples_bytes),
         )
-        self._splitter = Splitter(parts.config, parts.policy, parts.metrics, parts.log)
+        self._splitter = Splitter(parts.config, parts.policy, parts.metrics, parts.log, parts.heartbeat.progress)
         self._decoder = Decoder(parts.config.model.path, parts.log)
         self._skipped_in_a_row = 0
         self._steps_unpublished = 0  # that changed the weights
@@ -178,6 +178,7 @@ class Training:
         settings = parts.adjusted.settings
         record = step_record(self.step, version, batch, staleness, outcome, applied, pace, settings, sample)
         shown = parts.config.learner.examples_bytes > 0
+        self.announcer.stepped(record)
         self.book.add(record, examples_of(self.step, batch, outcome.own, self._decoder) if shown else ())
         if outcome.skipped:
             self._skip(minibatch, outcome.skipped)
@@ -230,7 +231,7 @@ class Training:
 
     def publish_version(self, parent: int) -> None:
         """Writes and announces the weights as the lineage's latest version."""
-        self.announcer.publish_version(self.lineage, parent, self.step, self.book.records)
+        self.announcer.publish_version(self.lineage, parent, self.step)
         self._batches_unpublished = self._steps_unpublished = 0
 
     def reopen(self) -> bool:

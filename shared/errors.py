@@ -6,7 +6,8 @@ TrustbatchError
 |   |-- SchemaVersionError a newer major version than this reader knows
 |   `-- SizeLimitError     larger than the reader is willing to allocate
 |-- StreamError            Redis refused, or the stream is not as this run left it
-|   |-- OutOfMemoryError   Redis is at its memory limit: back-pressure, not failure
+|   |-- RefusedError       the command itself, not the connection: the same one would be refused again
+|   |   `-- OutOfMemoryError Redis is at its memory limit: back-pressure, not failure
 |   |-- DataLossError      Redis has fallen back into the past, or into nothing: the learner restores what it knows
 |   `-- AccessError        Redis refuses user or password: a ConfigError too, never waited out
 |-- StoreError             a policy version that is missing, torn or altered
@@ -58,7 +59,11 @@ class StreamError(TrustbatchError):
     """Redis refused a command, or the stream is not in the state that this run left it in."""
 
 
-class OutOfMemoryError(StreamError):
+class RefusedError(StreamError):
+    """Redis has answered, and would not do it."""
+
+
+class OutOfMemoryError(RefusedError):
     """Redis is at `maxmemory`. The writer waits and tries again: this is back-pressure."""
 
 

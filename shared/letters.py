@@ -15,6 +15,8 @@ from shared import scripts
 from shared.keys import Keys
 from shared.redis_client import Client, Script, translated
 
+REQUEUED = "requeued"  # what `requeue` says where it has worked
+NOT_THERE = "there is no such dead letter"
 LETTER_BYTES = 512  # that one takes beside its payload, so that many small ones are bounded too
 _PAGE = 16
 

@@ -15,7 +15,15 @@ from redis.retry import Retry
 
 from shared import scripts
 from shared.config import secrets
-from shared.errors import AccessError, ConfigError, DataLossError, FencedError, OutOfMemoryError, StreamError
+from shared.errors import (
+    AccessError,
+    ConfigError,
+    DataLossError,
+    FencedError,
+    OutOfMemoryError,
+    RefusedError,
+    StreamError,
+)
 
 if TYPE_CHECKING:
     from shared.config import Config
@@ -104,7 +112,7 @@ def translated() -> Iterator[None]:
             raise DataLossError("Redis has lost data of this run: it does not remember this learner") from error
         if "OOM" in str(error):
             raise OutOfMemoryError(f"Redis is at maxmemory: {error}") from error
-        raise StreamError(f"Redis refused a command: {error}") from error
+        raise RefusedError(f"Redis refused a command: {error}") from error
     except redis.DataError:  # an argument that cannot be sent: our mistake, and no outage
         raise
     except redis.RedisError as error:

@@ -2,7 +2,7 @@
 
     budgets, learner's settings    fields of `desired`, read with the next lease and before the next batch
     servers to drain               `draining`, looked at with every lease
-    dead letters to requeue        `requeues`, taken by the learner, who alone writes to the stream beside the servers
+    dead letters to requeue        `requeues`, taken by the learner; `trustbatch dead-letters requeue` does it itself
 
 Wishes outlive restarts, and whoever follows them bounds them by its own configuration.
 """

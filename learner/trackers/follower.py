@@ -122,7 +122,11 @@ class Follower:
                 self._read += len(line)
                 if row["step"] > self._sent:
                     points.append(point_of(row))
-        yield from (points[i : i + AT_ONCE] for i in range(0, len(points), AT_ONCE))
+                if len(points) == AT_ONCE:
+                    yield points
+                    points = []
+        if points:
+            yield points
 
     def _note(self, step: int) -> None:
         self._sent = step

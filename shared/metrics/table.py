@@ -160,7 +160,7 @@ PARTS = (
 _REDIS = (
     _count("redis_outages", "", "Times that Redis was away, or had lost data."),
     _count("redis_retries", "", "Commands that were sent to Redis again, after an outage."),
-    _count("redis_left_out", "", "Things left untold because Redis was at maxmemory."),
+    _count("redis_left_out", "", "Things left untold because Redis refused them, as at maxmemory."),
 )
 
 LEARNER = (

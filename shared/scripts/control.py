@@ -59,7 +59,12 @@ for i = 5, #ARGV do
   bytes = bytes + #ARGV[i]
 end
 while bytes > tonumber(ARGV[2]) or redis.call('xlen', examples) > tonumber(ARGV[3]) do
-  drop(redis.call('xrange', examples, '-', '+', 'COUNT', 1)[1])
+  local first = redis.call('xrange', examples, '-', '+', 'COUNT', 1)[1]
+  if not first then  -- somebody else has taken entries out: nothing is left of these bytes
+    bytes = 0
+    break
+  end
+  drop(first)
 end
 redis.call('set', KEYS[3], bytes)
 return redis.call('xlen', examples)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from learner import adjust
 from learner.loop import Learner
 from learner.recording import FOLDER, decode, recorded_files
+from shared import letters as dead_letters
 from shared.budgets import Budgets
+from shared.errors import StreamError
 from shared.letters import letters
 from shared.series import TIERS, Series
 from shared.wishes import OBJECTIVE, Wishes
+from tests.conftest import RedisServer
 from tests.learner.conftest import MakeWorld
 from tests.learner.test_requeue import bury
 from tests.learner.world import World, weights
@@ -120,6 +126,42 @@ def test_a_letter_that_somebody_wants_back_goes_back_once(make_world: MakeWorld)
     assert set(said(world)) == {f"dead letter {letter.id}: requeued", "dead letter 1-1: there is no such dead letter"}
     asked = [event["by"] for event in world.control.events() if event["text"].endswith("back into the stream")]
     assert asked == ["ann", "ann"]
+
+
+def test_a_letter_waits_where_redis_is_at_maxmemory_and_the_run_goes_on(
+    make_world: MakeWorld, own_redis: RedisServer
+) -> None:
+    world = make_world(url=own_redis.url)
+    learner, wishes = world.learner(), Wishes(world.client, world.keys)
+    bury(world, learner.training)
+    [letter] = letters(world.client, world.keys)
+    wishes.requeue(letter.id, "ann")
+    world.client.config_set("maxmemory", 1)
+    for _ in range(2):
+        assert learner.iterate()
+    assert (list(wishes.requeues()), said(world)) == ([letter.id], [])
+    world.client.config_set("maxmemory", 0)
+    learner.iterate()
+    assert (wishes.requeues(), said(world)) == ({}, [f"dead letter {letter.id}: requeued"])
+
+
+def test_a_letter_that_went_back_unheard_is_told_as_requeued(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world("learner.groups_per_batch=4")
+    learner, wishes = world.learner(), Wishes(world.client, world.keys)
+    bury(world, learner.training)
+    [letter] = letters(world.client, world.keys)
+    wishes.requeue(letter.id, "ann")
+
+    def without_answer(*arguments: Any) -> str:
+        monkeypatch.setattr(adjust, "requeue", dead_letters.requeue)
+        dead_letters.requeue(*arguments)
+        raise StreamError("Redis cannot be reached: connection reset")
+
+    monkeypatch.setattr(adjust, "requeue", without_answer)
+    learner.iterate()
+    assert said(world) == [f"dead letter {letter.id}: requeued"]
 
 
 def test_steps_that_a_restore_does_again_are_in_redis_once(make_world: MakeWorld) -> None:

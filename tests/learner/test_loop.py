@@ -15,6 +15,8 @@ import torch
 from learner.loop import Learner
 from shared import scripts
 from shared.errors import DeadlineError, FencedError
+from shared.keys import RUNS
+from shared.log import configure
 from shared.store import PolicyStore
 from tests.conftest import RedisServer
 from tests.learner.conftest import MakeWorld
@@ -49,6 +51,18 @@ def test_a_learner_brings_the_scripts_of_its_release_to_a_redis_that_ran_on(
     assert all(world.client.script_exists(*digests.values()))
 
 
+def test_a_user_that_may_not_put_the_run_on_the_list_trains_all_the_same(
+    make_world: MakeWorld, own_redis: RedisServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(url=own_redis.url)
+    world.client.execute_command("ACL", "SETUSER", "default", "resetkeys", f"~trustbatch:{{{world.config.run.id}}}:*")
+    learner = world.unstarted()
+    learner.log = configure(world.config.run.id, "learner", "warning")
+    learner.start()
+    assert world.control.phase() == ("running", "")
+    assert f'"key": "{RUNS}"' in capsys.readouterr().err
+
+
 def test_one_iteration_trains_publishes_and_frees_the_credit(world: World) -> None:
     learner = world.learner()
     before = weights(learner.training)
@@ -67,6 +81,17 @@ def test_one_iteration_trains_publishes_and_frees_the_credit(world: World) -> No
     assert row["skipped"] == ""
     assert row["publish_s"] > 0
     assert world.control.history() == [row]
+
+
+def test_every_step_says_what_waits_though_a_checkpoint_is_always_due(make_world: MakeWorld) -> None:
+    world = make_world("learner.checkpoint_every=1")
+    learner = world.learner()
+    world.append(12)
+    for _ in range(3):
+        learner.iterate()
+    rows = world.lines("history.jsonl")
+    assert [row["backlog_groups"] for row in rows] == [12, 8, 4]
+    assert [row["backlog_bytes"] > 0 for row in rows] == [True] * 3
 
 
 def test_groups_of_the_same_weights_show_the_numerics_floor_and_full_trust(world: World) -> None:

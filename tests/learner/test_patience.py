@@ -3,7 +3,7 @@
 import pytest
 
 from learner.patience import Patience
-from shared.errors import AccessError, DeadlineError, FencedError, OutOfMemoryError, StreamError
+from shared.errors import AccessError, DeadlineError, FencedError, OutOfMemoryError, RefusedError, StreamError
 from shared.log import configure
 from shared.metrics import LearnerMetrics
 from shared.process import StopFlag
@@ -80,9 +80,10 @@ def test_refused_credentials_are_not_waited_out(outages: int) -> None:
     assert tries == outages + 1
 
 
-def test_what_only_informs_is_left_out_when_redis_is_full() -> None:
+@pytest.mark.parametrize("error", [OutOfMemoryError("OOM"), RefusedError("ERR Error running script")])
+def test_what_only_informs_is_left_out_when_redis_refuses_it(error: StreamError) -> None:
     outage = Outage()
-    full = Away(9, OutOfMemoryError("OOM"))
+    full = Away(9, error)
     outage.patience.tell("add to the history", full)
     assert (full.times, outage.reopened) == (8, 0)
     assert outage.metrics.registry.get_sample_value("trustbatch_redis_left_out_total") == 1

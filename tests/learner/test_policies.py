@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import shared.stream
@@ -138,6 +139,22 @@ def test_ess_lowers_the_credit_of_the_servers_while_the_data_are_far_off(make_wo
     assert announced(world.latest) == (3, True)
 
 
+def test_every_step_since_the_version_before_counts_for_the_credit(make_world: MakeWorld) -> None:
+    """The first batch is far off, and written down already when the version is announced; the second one is not."""
+    admit = "admission.admit={name: ess, target: 0.99}"
+    world = make_world(*SMALL, admit, "admission.max_staleness=5", "learner.publish_every=2", "learner.learning_rate=0")
+    learner = world.learner()
+    for _ in range(2):
+        world.put_changed(lambda t: replace(t, behavior_logprobs=t.behavior_logprobs - np.float32(1)))
+    learner.iterate()
+    world.append(2)
+    learner.iterate()
+    assert [row["token_ess"] > 0.99 for row in world.lines("history.jsonl")] == [False, True]
+    latest = world.control.latest()
+    assert latest is not None
+    assert (latest.policy_version, latest.credit) == (1, 3)
+
+
 def test_a_skipped_step_is_no_reason_for_more_credit(make_world: MakeWorld) -> None:
     world = make_world(*SMALL, "admission.admit={name: ess, target: 0.5}", "admission.max_staleness=5")
     learner = world.learner()
@@ -146,7 +163,8 @@ def test_a_skipped_step_is_no_reason_for_more_credit(make_world: MakeWorld) -> N
     training.collect()
     training.train(training.intake.take(training.lineage))
     [good] = training.book.records
-    training.book.records = [replace(good, skipped="non-finite loss"), good]
+    for record in (replace(good, skipped="non-finite loss"), good):
+        training.announcer.stepped(record)
     training.publish(learner.evaluations)
     latest = world.control.latest()
     assert latest is not None

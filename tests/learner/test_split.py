@@ -10,6 +10,7 @@ import torch
 
 from learner.batch import batch_rewards, build_step
 from learner.split import sampled_groups, sampled_version, steps_between
+from shared.heartbeat import Heartbeat
 from shared.types import Trajectory
 from tests import builders
 from tests.learner.conftest import MakeWorld
@@ -43,6 +44,32 @@ def test_what_the_engine_is_off_by_is_told_from_what_the_learner_has_moved(make_
     assert drift[0] < 1e-6
     assert min(drift[1:]) > 1e-3
     assert not list((world.config.run.folder / "policy" / "held").glob("learner*/v*")), "the copy is let go"
+
+
+def test_the_older_copy_computes_in_the_precision_of_training(make_world: MakeWorld) -> None:
+    world = make_world("learner.floor_every=1", "learner.groups_per_batch=2", "learner.matrix_dtype=bfloat16")
+    learner = world.learner()
+    world.append(2)
+    learner.iterate()
+    [row] = world.lines("history.jsonl")
+    assert row["drift_nats"] < 1e-6
+
+
+def test_parts_of_the_older_version_that_come_are_progress(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[Heartbeat] = []
+
+    def progress(heartbeat: Heartbeat) -> None:
+        came.append(heartbeat)
+
+    monkeypatch.setattr(Heartbeat, "progress", progress)
+    world = make_world("learner.floor_every=1", "learner.groups_per_batch=2", "learner.publish_every=2")
+    learner = world.learner()
+    came.clear()
+    world.append(2)
+    learner.iterate()
+    assert set(came) == {learner.heartbeat}
 
 
 def test_a_split_leaves_training_as_it_is(make_world: MakeWorld) -> None:

@@ -173,6 +173,19 @@ def test_examples_stay_within_their_bytes_and_a_step_that_comes_again_replaces_w
         control.add_examples(8, [row], epoch, 1000)
 
 
+def test_examples_that_somebody_else_has_taken_out_are_not_counted_any_more(
+    control: ControlState, client: Client, keys: Keys
+) -> None:
+    row, epoch = {"text": "x" * 100}, control.take_epoch()
+    size = len(json.dumps(row))
+    control.add_examples(1, [row, row], epoch, 2 * size)
+    client.delete(keys.examples)
+    control.add_examples(2, [row], epoch, size)
+    assert (control.examples(), int(client.get(keys.examples_bytes))) == ([], 0)
+    control.add_examples(3, [row], epoch, size)
+    assert (control.examples(), int(client.get(keys.examples_bytes))) == ([row], size)
+
+
 def test_an_example_above_the_bound_leaves_nothing(control: ControlState) -> None:
     control.add_examples(1, [{"text": "x" * 100}], control.take_epoch(), 50)
     assert control.examples() == []

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from learner.trackers import follower as follower_module
 from learner.trackers.base import Place, Point
-from learner.trackers.follower import STATE, Follower
+from learner.trackers.follower import AT_ONCE, STATE, Follower
+from learner.trackers.series import point_of
 from shared.log import configure
 from shared.metrics import LearnerMetrics
 from tests.services.rows import step, write_lines
@@ -136,6 +139,29 @@ def test_a_tracker_that_hangs_keeps_nobody_waiting(begin: Begin, tmp_path: Path)
     tracker.gate.set()
     follower.close(END_S)
     assert tracker.steps == [1, 2]
+
+
+def test_a_long_history_is_read_as_it_is_given(begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, *range(1, 2 * AT_ONCE + 3))
+    made: list[int] = []
+    given: list[tuple[int, int]] = []
+
+    def counted(row: Mapping[str, Any]) -> Point:
+        made.append(row["step"])
+        return point_of(row)
+
+    class Counting(Kept):
+        def send(self, points: Sequence[Point]) -> None:
+            super().send(points)
+            given.append((len(points), len(made)))
+
+    monkeypatch.setattr(follower_module, "point_of", counted)
+    tracker = Counting()
+    follower, _ = begin(tracker)
+    follower.follow(2 * AT_ONCE + 1)
+    follower.close(END_S)
+    assert given == [(AT_ONCE, AT_ONCE), (AT_ONCE, 2 * AT_ONCE), (1, 2 * AT_ONCE + 1)]
+    assert tracker.steps == list(range(1, 2 * AT_ONCE + 2))
 
 
 def test_another_run_in_the_tracker_is_given_everything(begin: Begin, tmp_path: Path) -> None:
