@@ -28,11 +28,10 @@ local cursor, leases, owners, returned, unapplied = KEYS[1], KEYS[2], KEYS[3], K
 local lease_ms = tonumber(ARGV[7])
 local phase = redis.call('hget', KEYS[10], 'phase')
 if phase == 'finished' or phase == 'failed' then return {phase} end
+if redis.call('hexists', KEYS[13], ARGV[1]) == 1 then return {'draining'} end
 if redis.call('hget', KEYS[9], 'paused') == '1' then
   return {'paused by the ' .. (redis.call('hget', KEYS[9], 'paused_by') or 'operator')}
 end
-
-if redis.call('hexists', KEYS[13], ARGV[1]) == 1 then return {'draining'} end
 
 local clock = KEYS[8]
 """
