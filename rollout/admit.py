@@ -166,8 +166,6 @@ class Admitter:
             return refusal
         self._return_leases()
         leaves = not self._groups and mark.leave == incarnation(self._parts.status.heartbeat.status)
-        if leaves:
-            self._parts.wishes.dismissed(self._parts.server_id)
         return Grant((), DISMISSED if leaves else DRAINING)
 
     def _close(self) -> None:

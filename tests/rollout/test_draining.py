@@ -82,6 +82,7 @@ async def test_a_server_drains_and_leaves_whatever_it_waits_for(config: Config, 
     assert parts.status.heartbeat.status["state"] == "draining"
     wishes.dismiss("r0", incarnation(parts.status.heartbeat.status), "ann")
     assert await asyncio.wait_for(admits, 60) == DISMISSED
+    assert parts.admission.lease(1, 0).reason == "draining", "should the answer be lost, it is asked for again"
     await admitter.stop(0)
 
 
