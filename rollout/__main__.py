@@ -99,9 +99,9 @@ async def _until_stopped(parts: Parts, flag: StopFlag) -> str:
 
 
 async def _tick(parts: Parts) -> None:
-    """Says that the event loop turns, which nothing else does while a long group is being generated."""
+    """Says that the event loop turns, which nothing else does while a long group is generated, or none is."""
     while True:
-        parts.status.heartbeat.update()
+        parts.status.busy(parts.busy.share())
         await asyncio.sleep(TICK_S)
 
 

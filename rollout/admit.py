@@ -198,7 +198,8 @@ class Admitter:
             self._broken.set_exception(error)
 
     def _count(self) -> None:
-        self._parts.status.in_flight(len(self._groups), self._parts.busy.in_flight(len(self._groups)))
+        self._parts.status.in_flight(len(self._groups))
+        self._parts.busy.in_flight(len(self._groups))
         self._parts.metrics.in_flight.set(len(self._groups))
 
     def _say(self, reason: str) -> None:
