@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from rollout.admit import DISMISSED
 from rollout.parts import Parts
 from shared.config import Config, load_config
 from shared.errors import ConfigError, TrustbatchError
@@ -19,6 +20,7 @@ from shared.probe import Probes
 from shared.process import UNFINISHED, StopFlag, guard
 
 TICK_S = 1.0
+ENDS = {"finished": "the run is over", DISMISSED: "an operator has removed this server"}
 LAST_RESORT_S = 7.5  # from the order to stop to SIGALRM, which ends the process whatever hangs in it
 
 
@@ -56,26 +58,25 @@ def _serve(config: Config, server_id: str, stopped: int) -> int:
     try:
         parts = Parts.connect(config, server_id, metrics, address, log)
         probes.watch(lambda: parts.status.heartbeat.standing(config.metrics.stalled_after_s))
-        finished = asyncio.run(_until_stopped(parts, flag))
+        over = asyncio.run(_until_stopped(parts, flag))
     except ConfigError:
         status[0] = 2
         raise
     except TrustbatchError as error:
         log.error("rollout server stops", error=type(error).__name__, reason=str(error))
         return 1
-    log.info("rollout server stopped", reason=flag.reason or "the run is over")
-    status[0] = 0 if finished else stopped
+    log.info("rollout server stopped", reason=flag.reason or ENDS[over])
+    status[0] = 0 if over else stopped
     return status[0]
 
 
-async def _until_stopped(parts: Parts, flag: StopFlag) -> bool:
-    """Serves; True where the run is finished.
+async def _until_stopped(parts: Parts, flag: StopFlag) -> str:
+    """Serves; which of ENDS ended it, '' for a signal.
 
     Raises:
         TrustbatchError: the server cannot go on, or the run has failed: started again, it joins the next learner.
 
     """
-    from rollout.admit import DISMISSED
     from rollout.server import RolloutServer
 
     server = RolloutServer(parts)
@@ -92,15 +93,15 @@ async def _until_stopped(parts: Parts, flag: StopFlag) -> bool:
         await server.run()
     finally:
         ticking.cancel()
-    if server.over not in ("", "finished", DISMISSED):
+    if server.over not in ("", *ENDS):
         raise TrustbatchError("the run has failed, by its learner's word; start this server again to join the next one")
-    return server.over == "finished"
+    return server.over
 
 
 async def _tick(parts: Parts) -> None:
-    """Says that the event loop turns, which nothing else does while a long group is being generated."""
+    """Says that the event loop turns, which nothing else does while a long group is generated, or none is."""
     while True:
-        parts.status.heartbeat.update()
+        parts.status.busy(parts.busy.share())
         await asyncio.sleep(TICK_S)
 
 

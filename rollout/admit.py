@@ -13,7 +13,7 @@ from rollout.parts import Parts
 from shared.admission import Grant
 from shared.errors import OutOfMemoryError
 from shared.lag import Asked
-from shared.wishes import Mark, incarnation
+from shared.wishes import incarnation
 
 FIRST_POLL_S = 0.01  # after a refusal; doubled up to LONGEST_POLL_S
 LONGEST_POLL_S = 0.1
@@ -140,28 +140,32 @@ class Admitter:
             with self._ledger:
                 if self._closed:
                     return Grant((), "stopping"), Asked()
-                if (served := self._served()) < 0:
-                    return Grant((), "a version that proves itself"), Asked()
-                self._parts.writer.confirm()  # before a lease, so that no lease in use is taken for one of the past
-                if self._doubtful or time.monotonic() - self._compared_at > self._parts.config.admission.lease_s:
-                    self._return_leases()
-                asked = self._asked()
-                if asked is None:
-                    return Grant((), ANOTHER_LAG), Asked()
-                self._doubtful = True
-                grant = self._parts.admission.lease(want, served, asked)
-                self._doubtful = False
-                return (self._drained() if grant.reason == DRAINING else grant), asked
+                grant, asked = self._granted(want)
+                return (grant if grant.indices or grant.reason in OVER else self._drained(grant)), asked
 
         return await self._parts.patience("ask for prompts", ask)
 
-    def _drained(self) -> Grant:
-        """Nothing is given any more: keeps no lease beyond the groups in flight, and hears when it may leave."""
+    def _granted(self, want: int) -> tuple[Grant, Asked]:
+        if (served := self._served()) < 0:
+            return Grant((), "a version that proves itself"), Asked()
+        self._parts.writer.confirm()  # before a lease, so that no lease in use is taken for one of the past
+        if self._doubtful or time.monotonic() - self._compared_at > self._parts.config.admission.lease_s:
+            self._return_leases()
+        asked = self._asked()
+        if asked is None:
+            return Grant((), ANOTHER_LAG), Asked()
+        self._doubtful = True
+        grant = self._parts.admission.lease(want, served, asked)
+        self._doubtful = False
+        return grant, asked
+
+    def _drained(self, refusal: Grant) -> Grant:
+        """Whatever it waits for: if it is to drain, it keeps no lease beyond the groups in flight, and may leave."""
+        mark = self._parts.wishes.draining().get(self._parts.server_id)
+        if mark is None:
+            return refusal
         self._return_leases()
-        mark = self._parts.wishes.draining().get(self._parts.server_id, Mark())
         leaves = not self._groups and mark.leave == incarnation(self._parts.status.heartbeat.status)
-        if leaves:
-            self._parts.wishes.dismissed(self._parts.server_id)
         return Grant((), DISMISSED if leaves else DRAINING)
 
     def _close(self) -> None:
@@ -194,7 +198,8 @@ class Admitter:
             self._broken.set_exception(error)
 
     def _count(self) -> None:
-        self._parts.status.in_flight(len(self._groups), self._parts.busy.in_flight(len(self._groups)))
+        self._parts.status.in_flight(len(self._groups))
+        self._parts.busy.in_flight(len(self._groups))
         self._parts.metrics.in_flight.set(len(self._groups))
 
     def _say(self, reason: str) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from rollout.busy import Busy
 from rollout.patience import Patience
 from rollout.status import Status
-from shared.admission import Admission, Credit
+from shared.admission import Admission
+from shared.budgets import credit
 from shared.config import Config
 from shared.control import ControlState
 from shared.errors import OutOfMemoryError
@@ -45,19 +46,12 @@ class Parts:
         """The parts of one server; Redis is reached at first use."""
         client, keys = connect(config), Keys(config.run.id)
         control = ControlState(client, keys)
-        credit = Credit(
-            versions=config.admission.max_staleness + 1,
-            groups_per_version=config.learner.groups_per_publish,
-            max_bytes=int(config.admission.max_bytes),  # a plain int: the client refuses its subclasses
-            group_bytes=config.group_bytes_bound,
-            lease_s=config.admission.lease_s,
-        )
         status = Status(config, control, server_id, metrics_address)
         return cls(
             config=config,
             server_id=server_id,
             control=control,
-            admission=Admission(client, keys, server_id, credit),
+            admission=Admission(client, keys, server_id, credit(config)),
             writer=GroupWriter(client, keys, server_id),
             status=status,
             metrics=metrics,

@@ -16,7 +16,7 @@ import functools
 from collections.abc import Coroutine
 from typing import Any
 
-from rollout.admit import Admitter, end
+from rollout.admit import DISMISSED, Admitter, end
 from rollout.engines.base import Engine
 from rollout.engines.renewable import RenewableEngine
 from rollout.environments.base import Environment
@@ -155,6 +155,9 @@ class RolloutServer:
         if self._registered:  # else the name on the list is another server's
             self._lease_keeper.stop()
             await self._goodbye("leave", asyncio.to_thread(parts.status.heartbeat.stop), REDIS_GOODBYE_S)
+        if self.over == DISMISSED:  # not before: until then the mark keeps prompts from a server that leaves
+            heard = functools.partial(parts.wishes.dismissed, parts.server_id)
+            await self._goodbye("take the drain back", asyncio.to_thread(heard), REDIS_GOODBYE_S)
         if self._engine is not None:
             await self._goodbye("stop the engine", self._engine.stop(), ENGINE_STOP_S)
         if self._environment is not None:

@@ -113,9 +113,13 @@ class Status:
         """Whether it takes no new groups because an operator wants that."""
         self.heartbeat.update(draining=draining)
 
-    def in_flight(self, groups: int, busy_share: float) -> None:
-        """How many groups are being generated, and for what share of the last minute any were."""
-        self.heartbeat.update(in_flight=groups, busy_share=round(busy_share, 3))
+    def in_flight(self, groups: int) -> None:
+        """How many groups are being generated."""
+        self.heartbeat.update(in_flight=groups)
+
+    def busy(self, share: float) -> None:
+        """For what share of the last minute groups were being generated; goes on changing while none is."""
+        self.heartbeat.note(busy_share=round(share, 3))
 
     def appended(self, tokens: int) -> None:
         """One more group is in the stream."""

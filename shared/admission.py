@@ -34,6 +34,7 @@ class Credit:
     max_bytes: int  # in the stream
     group_bytes: int  # the most that one group can take
     lease_s: float
+    least_bytes: int = 0  # a wish for fewer bytes counts as one for these
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Admission:
         staleness = [c.versions, c.groups_per_version]
         wish = b"" if asked.wish is None else b"+" + asked.wish
         resolved = (asked.lag, wish, "" if asked.version is None else asked.version)
-        limits = (want, *staleness, c.max_bytes, c.group_bytes, self._lease_ms)
+        limits = (want, *staleness, c.max_bytes, c.least_bytes, c.group_bytes, self._lease_ms)
         reason, *indices = self._lease(self._server_id, *limits, served_version, *resolved)
         return Grant(tuple(int(index) for index in indices), reason.decode())
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shared import untrusted
+from shared.admission import Credit
 from shared.wishes import canonical
 
 if TYPE_CHECKING:
@@ -33,6 +34,18 @@ def budgets(config: Config, wish: bytes) -> Budgets:
     return Budgets(
         max_staleness=_lower(wanted.get("max_staleness"), admission.max_staleness, 0),
         max_bytes=_lower(wanted.get("max_bytes"), int(admission.max_bytes), least_bytes(config)),
+    )
+
+
+def credit(config: Config) -> Credit:
+    """What a rollout server asks for prompts with; scripts.LEASE bounds the wish as `budgets` does."""
+    return Credit(
+        versions=config.admission.max_staleness + 1,
+        groups_per_version=config.learner.groups_per_publish,
+        max_bytes=int(config.admission.max_bytes),  # a plain int: the client refuses its subclasses
+        group_bytes=config.group_bytes_bound,
+        lease_s=config.admission.lease_s,
+        least_bytes=least_bytes(config),
     )
 
 

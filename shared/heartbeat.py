@@ -50,6 +50,12 @@ class Heartbeat:
         with self._lock:
             self._take(fields)
 
+    def note(self, **fields: Any) -> None:
+        """Fields that change with time alone: the component still goes on, and no more than that."""
+        with self._lock:
+            self._said_at = time.monotonic()
+            self._status.update(fields)
+
     def progress(self) -> None:
         """The work goes on, although there is nothing new to say of it; from any thread."""
         with self._lock:

@@ -2,8 +2,8 @@
 
 Live: the process goes on. It has said something within `metrics.stalled_after_s`, and what it says has changed
 within that time (or another part came of a version that it fetches, or went of one that it uploads), unless it says
-that it waits: each of its waits ends by a deadline of its own, or is a pause that the operator asked for. An outage
-of Redis is such a wait, so no probe asks Redis.
+that it waits: each of its waits ends by a deadline of its own, or is a pause or a drain that the operator asked for.
+An outage of Redis is such a wait, so no probe asks Redis.
 Ready: it serves a version that it has proven (rollout server), or has published one (learner).
 
     python -m shared.probe http://127.0.0.1:9400/readyz     # for images without curl; 0: yes, 1: no
@@ -21,7 +21,7 @@ from urllib.request import urlopen
 from wsgiref.simple_server import WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-WAITING = ("waiting for ", "paused")  # what a wait that ends by itself, or by the operator, begins with
+WAITING = ("waiting for ", "paused", "draining")  # what a wait that ends by itself, or by the operator, begins with
 ENDING = ("stopping", "failed")
 ASK_S = 5.0
 

@@ -50,7 +50,7 @@ def json_object(raw: bytes | None) -> dict[str, Any]:
     if raw is None or len(raw) > MAX_BYTES:
         return {}
     try:
-        found = json.loads(raw)
+        found = json.loads(raw.decode())  # from bytes it would take UTF-16, and half a surrogate pair, too
         if b"\\u" in raw:  # half a surrogate pair is no text that anybody could be sent
             json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError):

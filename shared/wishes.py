@@ -102,7 +102,7 @@ class Wishes:
         return self._mark(self._keys.draining, server_id, by, event, leave=incarnation)
 
     def dismissed(self, server_id: str) -> None:
-        """The server hears it, and ends."""
+        """The server has heard it, and asks for no prompt any more."""
         self._mark(self._keys.draining, server_id, "", "")
 
     def removed(self, server_id: str, by: str) -> None:

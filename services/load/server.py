@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from services.load.groups import Shape, make_group, poisoned
 from services.load.pace import AppendLog, Budget, Pace
-from shared.admission import Admission, Credit
+from shared.admission import Admission
+from shared.budgets import credit
 from shared.codec import encode_group
 from shared.config import Config
 from shared.control import LEARNER, ControlState
@@ -56,14 +57,7 @@ class LoadServer:
         self.server_id = server_id
         client, keys = connect(config), Keys(config.run.id)
         self._control = ControlState(client, keys)
-        credit = Credit(
-            versions=config.admission.max_staleness + 1,
-            groups_per_version=config.learner.groups_per_publish,
-            max_bytes=int(config.admission.max_bytes),
-            group_bytes=config.group_bytes_bound,
-            lease_s=config.admission.lease_s,
-        )
-        self._admission = Admission(client, keys, server_id, credit)
+        self._admission = Admission(client, keys, server_id, credit(config))
         self._writer = GroupWriter(client, keys, server_id)
         self._heartbeat = Heartbeat(
             self._control,

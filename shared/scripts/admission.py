@@ -15,7 +15,8 @@ end
 """
 
 # KEYS cursor leases owners returned unapplied bytes latest clock desired phase parents drawing draining
-# ARGV server want versions groups_per_version byte_budget group_bytes lease_ms served_version lag [wish] [for_version]
+# ARGV server want versions groups_per_version byte_budget least_bytes group_bytes lease_ms served_version lag [wish]
+# [for_version]
 # wish: the operator's that the lag follows, '+' before it; for_version: the newest version that it was resolved for;
 # '' for either: whatever there is now.
 # -> {reason, index...}: the reason is why fewer than `want` were given, '' if none.
@@ -25,14 +26,13 @@ local cursor, leases, owners, returned, unapplied = KEYS[1], KEYS[2], KEYS[3], K
 """
     + NOW
     + """
-local lease_ms = tonumber(ARGV[7])
+local lease_ms = tonumber(ARGV[8])
 local phase = redis.call('hget', KEYS[10], 'phase')
 if phase == 'finished' or phase == 'failed' then return {phase} end
+if redis.call('hexists', KEYS[13], ARGV[1]) == 1 then return {'draining'} end
 if redis.call('hget', KEYS[9], 'paused') == '1' then
   return {'paused by the ' .. (redis.call('hget', KEYS[9], 'paused_by') or 'operator')}
 end
-
-if redis.call('hexists', KEYS[13], ARGV[1]) == 1 then return {'draining'} end
 
 local clock = KEYS[8]
 """
@@ -48,13 +48,13 @@ end
 local latest = redis.call('hmget', KEYS[7], 'policy_version', 'depth', 'credit', 'in_order', 'oldest')
 local version, depth, credit = latest[1], tonumber(latest[2] or 0), tonumber(latest[3] or 0)
 if not version then return {'no published version yet'} end
-local wish, for_version = ARGV[10] or '', ARGV[11] or ''
+local wish, for_version = ARGV[11] or '', ARGV[12] or ''
 local changed = wish ~= '' and wish ~= '+' .. (redis.call('hget', KEYS[9], 'lag') or '')
 if changed or (for_version ~= '' and for_version ~= version) then return {'another lag is asked for'} end
 
 -- How many publishes lie between the newest version and what is served, and what is to be served: as many as the lag
 -- says, or as there are versions. A version that a restore published again ('=') is no publish of its own.
-local versions, lag, oldest, steps, at = tonumber(ARGV[3]), tonumber(ARGV[9]), 0, 0, nil
+local versions, lag, oldest, steps, at = tonumber(ARGV[3]), tonumber(ARGV[10]), 0, 0, nil
 if credit > 0 then versions = math.min(versions, credit) end
 local readable, wanted = pcall(cjson.decode, redis.call('hget', KEYS[9], 'admission') or '')
 if not readable or type(wanted) ~= 'table' then wanted = {} end
@@ -62,7 +62,7 @@ local staleness, most = tonumber(wanted.max_staleness), tonumber(wanted.max_byte
 if staleness then versions = math.max(1, math.min(versions, staleness + 1)) end
 while version and (steps <= lag or (not at and steps < lag + versions)) do
   local parent = redis.call('hget', KEYS[11], version)
-  if version == ARGV[8] then at = steps end
+  if version == ARGV[9] then at = steps end
   if not parent then break end
   oldest = steps
   if version == latest[5] then break end -- older ones are not all in the store
@@ -90,8 +90,9 @@ end
 
 local leased = redis.call('zcard', leases)
 local room = (versions - used) * tonumber(ARGV[4]) - leased - redis.call('scard', unapplied)
-local free = math.min(tonumber(ARGV[5]), most or math.huge) - tonumber(redis.call('get', KEYS[6]) or 0)
-local byte_room = math.floor(free / tonumber(ARGV[6])) - leased
+local budget = math.min(tonumber(ARGV[5]), math.max(most or math.huge, tonumber(ARGV[6])))
+local free = budget - tonumber(redis.call('get', KEYS[6]) or 0)
+local byte_room = math.floor(free / tonumber(ARGV[7])) - leased
 if byte_room < room then room, reason = byte_room, 'byte credit' end
 local n = math.min(tonumber(ARGV[2]), room)
 if n >= tonumber(ARGV[2]) then reason = '' end

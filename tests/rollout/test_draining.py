@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from rollout.admit import DISMISSED
+from rollout.admit import DISMISSED, Admitter
 from rollout.server import RolloutServer
 from shared.budgets import Budgets
 from shared.config import Config
-from shared.control import EvaluationResult
+from shared.control import EvaluationResult, Latest
+from shared.lag import Asked
 from shared.wishes import Wishes, incarnation
 from tests.rollout.run import Run, parts_of, serving, small, until
 
@@ -53,6 +54,36 @@ async def test_groups_in_flight_arrive_although_their_server_drains(config: Conf
         run.reader.release(range(arrived))
         await until(lambda: said(run)["in_flight"] == 0, "nothing in flight", server)
         assert len(run.read()) == arrived, "no group after the drain"
+
+
+WAITS: dict[str, tuple[int, Asked | None]] = {  # version served, lag asked for
+    "paused by the operator": (0, Asked()),
+    "waiting for a version that proves itself": (-1, Asked()),
+    "waiting for the weights of another lag": (0, None),
+}
+
+
+@pytest.mark.parametrize("reason", WAITS)
+async def test_a_server_drains_and_leaves_whatever_it_waits_for(config: Config, tiny_model: Path, reason: str) -> None:
+    run = Run(small(config, tiny_model))
+    run.control.announce(run.epoch, Latest(0, -1, 0), 0, [])
+    wishes, parts = Wishes(run.client, run.keys), parts_of(run.config)
+    served, asked = WAITS[reason]
+    run.control.set_paused(reason.startswith("paused"))
+
+    async def generate(index: int, at: Asked) -> None:
+        raise AssertionError(f"prompt {index} was given out")
+
+    admitter = Admitter(parts, lambda: served, lambda: asked, generate)
+    admits = asyncio.ensure_future(admitter.run())
+    await until(lambda: parts.status.heartbeat.status["state"] == reason, "the server to say so", admits)
+    wishes.drain("r0", "ann", True)
+    await until(lambda: parts.status.heartbeat.status["draining"], "the server to drain", admits)
+    assert parts.status.heartbeat.status["state"] == "draining"
+    wishes.dismiss("r0", incarnation(parts.status.heartbeat.status), "ann")
+    assert await asyncio.wait_for(admits, 60) == DISMISSED
+    assert parts.admission.lease(1, 0).reason == "draining", "should the answer be lost, it is asked for again"
+    await admitter.stop(0)
 
 
 async def test_only_the_process_that_is_meant_leaves(config: Config, tiny_model: Path) -> None:

@@ -22,6 +22,7 @@ from shared.manifest import Probe
 from shared.probe import ask
 from shared.process import UNFINISHED, StopFlag
 from shared.types import Group
+from shared.wishes import Wishes, incarnation
 from tests.rollout.models import PROBE, logprobs_of
 from tests.rollout.run import Run, parts_of, small
 
@@ -83,6 +84,22 @@ def test_sigterm_ends_the_server_in_order_although_its_scorers_hang(
         os.killpg(process.pid, 0)
 
 
+def test_a_server_that_an_operator_removes_is_not_to_be_started_again(
+    config: Config, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = Run(small(config, tiny_model))
+    run.publish()
+    wishes = Wishes(run.client, run.keys)
+    wishes.drain("r0", "ann", True)
+    with started(run, tmp_path, more=("--again",)) as process:
+        wait(run, lambda: run.state_of() == "draining")
+        wishes.dismiss("r0", incarnation(run.control.status_of("rollout:r0") or {}), "ann")
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 0, log
+    assert last_row(log)["reason"] == "an operator has removed this server"
+    assert (run.control.members(), wishes.draining()) == ({}, {})
+
+
 def test_a_server_that_cannot_go_on_says_why_in_one_line_and_exits_with_1(
     config: Config, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -107,7 +124,7 @@ async def test_a_run_that_has_failed_is_no_orderly_end(config: Config, tiny_mode
     with pytest.raises(TrustbatchError, match="the run has failed"):
         await _until_stopped(parts_of(run.config), StopFlag())
     run.control.set_phase("finished")
-    assert await _until_stopped(parts_of(run.config), StopFlag())
+    assert await _until_stopped(parts_of(run.config), StopFlag()) == "finished"
 
 
 REFUSED = {

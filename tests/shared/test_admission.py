@@ -12,6 +12,7 @@ from shared.keys import Keys
 from shared.lag import Asked
 from shared.redis_client import Client
 from shared.stream import Appended, GroupReader, GroupWriter, backlog
+from shared.wishes import Wishes
 
 CREDIT = Credit(versions=3, groups_per_version=2, max_bytes=10_000, group_bytes=1_000, lease_s=30)
 
@@ -195,6 +196,10 @@ def test_an_operator_and_the_end_of_the_run_stop_admission(
     assert server(client, keys).lease(1, 0).reason == "paused by the operator"
     control.set_paused(True, by="controller")
     assert server(client, keys).lease(1, 0).reason == "paused by the controller"
+    Wishes(client, keys).drain("s0", "operator", True)
+    assert server(client, keys).lease(1, 0).reason == "draining", "a pause does not hide a drain"
+    assert server(client, keys, "s1").lease(1, 0).reason == "paused by the controller"
+    Wishes(client, keys).drain("s0", "operator", False)
     control.set_paused(False)
     assert server(client, keys).lease(1, 0).indices == (0,)
     control.set_phase("finished")

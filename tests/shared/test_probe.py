@@ -45,6 +45,7 @@ def endpoint() -> Iterator[tuple[Probes, str]]:
         ("waiting for groups (0 of 32)", 1, 5000, True),  # ends by idle_deadline_s of its own
         ("waiting for groups (0 of 32)", 901, 901, False),  # but even who waits says so again and again
         ("paused by the operator", 1, 90_000, True),
+        ("draining", 1, 90_000, True),
         ("waiting for Redis, to read groups", 1, 901, True),
     ],
 )
