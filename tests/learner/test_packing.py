@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from learner.attention import attend
+import learner.attention
+from learner.attention import attend, varlen
 from learner.packing import Packed, Size, pack, packed, place, spread
 from shared.errors import ConfigError
 from tests.learner.test_head import Largest
@@ -94,6 +95,23 @@ def test_attention_and_its_gradient_are_those_of_each_trajectory_by_itself(
     gradients = [torch.autograd.grad((weight * output).sum(), states) for output in (found, expected)]
     for one_gradient, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one_gradient, other, rtol=1e-11, atol=1e-12)
+
+
+def test_attention_has_the_precision_of_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def noted(device: torch.device, dtype: torch.dtype) -> bool:
+        asked.append(dtype)
+        return varlen(device, dtype)
+
+    monkeypatch.setattr(learner.attention, "varlen", noted)
+    row = row_of(ROWS["uneven"])
+    states = [torch.randn(1, heads, len(row.ids), 8, requires_grad=True) for heads in (4, 2, 2)]
+    query, key, value = states
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attend(None, query, key, value.bfloat16(), None, spread=row.spread)
+    assert [*asked, found.dtype] == [torch.bfloat16] * 2, "norms and rotary positions leave float32"
+    assert {t.dtype for t in torch.autograd.grad(found.float().sum(), states)} == {torch.float32}
 
 
 def test_a_sliding_window_looks_back_only_so_far() -> None:
