@@ -118,11 +118,13 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Sums over a token's places; what only fills has no gradient."""
+        """Sums over a token's places in float32 or better; what only fills has no gradient."""
         spread: Spread = ctx.spread
         of_tokens = grad.index_select(0, spread.place)
         if len(spread.again):
-            of_tokens.index_add_(0, spread.token[spread.again], grad[spread.again])
+            total = of_tokens.to(torch.promote_types(grad.dtype, torch.float32))
+            total.index_add_(0, spread.token[spread.again], grad[spread.again].to(total.dtype))
+            of_tokens = total.to(grad.dtype)
         return of_tokens, None
 
 

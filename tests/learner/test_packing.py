@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import learner.attention
 from learner.attention import attend, varlen
@@ -112,6 +114,31 @@ def test_attention_has_the_precision_of_matrix_products(monkeypatch: pytest.Monk
         found, _ = attend(None, query, key, value.bfloat16(), None, spread=row.spread)
     assert [*asked, found.dtype] == [torch.bfloat16] * 2, "norms and rotary positions leave float32"
     assert {t.dtype for t in torch.autograd.grad(found.float().sum(), states)} == {torch.float32}
+
+
+class Sums(TorchDispatchMode):
+    """What index_add_ adds to: CUDA rounds each addition to its precision, a CPU the last one only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index_add_.default:
+            self.dtypes.append(args[0].dtype)
+        return func(*args, **kwargs or {})
+
+
+def test_a_shared_prompt_s_gradient_is_summed_in_float32() -> None:
+    row = row_of([(0, 1, 1)] * 1022)  # each second token takes half of its value from the prompt
+    states = torch.zeros(1, 1, len(row.ids), 8, dtype=torch.bfloat16)
+    value = states.clone().requires_grad_()
+    found, _ = attend(None, states, states, value, None, spread=row.spread)
+    with Sums() as seen:
+        [gradient] = torch.autograd.grad(found.sum(), value)
+    assert gradient.dtype == torch.bfloat16
+    assert gradient[0, 0, 0].tolist() == [1 + 1022 / 2] * 8
+    assert seen.dtypes == [torch.float32]
 
 
 def test_a_sliding_window_looks_back_only_so_far() -> None:
