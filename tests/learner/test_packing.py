@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import learner.attention
 from learner.attention import attend, varlen
-from learner.packing import Packed, Size, pack, packed, place, spread
+from learner.packing import PLACES, Packed, Size, pack, packed, place, spread
 from shared.errors import ConfigError
 from tests.learner.test_head import Largest
 
@@ -33,9 +33,15 @@ def test_packs_hold_each_trajectory_once_within_the_budget(sizes: list[Size], bu
     assert sorted(itertools.chain(*packs)) == list(range(len(sizes)))
     for members in packs:
         assert tokens_of(sizes, members) <= budget or len(members) == 1
+        assert sum(sizes[i].tokens for i in members) <= PLACES * budget or len(members) == 1
     assert [tokens_of(sizes, m) for m in packs] == [
         max(one.own_at + one.own for one in place([sizes[i] for i in m])) or 6 for m in packs
     ]
+
+
+def test_a_long_prompt_that_many_share_is_not_gathered_for_all_of_them_at_once() -> None:
+    packs = pack([Size("long", 8192, 100)] * 64, 16_384)
+    assert [len(members) for members in packs] == [PLACES * 16_384 // 8292] * 9 + [1]
 
 
 def test_skewed_lengths_fill_nearly_every_pack() -> None:
