@@ -126,7 +126,7 @@ class Sums(TorchDispatchMode):
     """What index_add_ adds to: CUDA rounds each addition to its precision, a CPU the last one only."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtypes: list[torch.dtype] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
