@@ -44,8 +44,8 @@ def attend(
     if unknown or spread is None or attention_mask is not None:
         why = f"it needs {unknown[0]}" if unknown else "it does not hand on where trajectories begin"
         raise ConfigError(f"model.path: {type(module).__name__} cannot be trained on packed trajectories: {why}")
-    q, k, v = (_take(states[0].transpose(0, 1), spread) for states in (query, key, value))  # [R, heads, d]
-    if varlen(query.device, query.dtype):
+    q, k, v = (_take(_narrowed(states[0]).transpose(0, 1), spread) for states in (query, key, value))  # [R, heads, d]
+    if varlen(q.device, q.dtype):
         outputs = _varlen(q, k, v, spread, scaling, sliding_window)
     else:
         ends = [count * length for count, length in spread.blocks]
@@ -58,6 +58,12 @@ def attend(
 def varlen(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether trajectories of any lengths go through one kernel."""
     return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+
+
+def _narrowed(states: Tensor) -> Tensor:
+    """In the precision of matrix products, which norms and rotary positions leave."""
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
 
 
 def _take(states: Tensor, spread: Spread) -> Tensor:
@@ -112,11 +118,13 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Sums over a token's places; what only fills has no gradient."""
+        """Sums over a token's places in float32 or better; what only fills has no gradient."""
         spread: Spread = ctx.spread
         of_tokens = grad.index_select(0, spread.place)
         if len(spread.again):
-            of_tokens.index_add_(0, spread.token[spread.again], grad[spread.again])
+            total = of_tokens.to(torch.promote_types(grad.dtype, torch.float32))
+            total.index_add_(0, spread.token[spread.again], grad[spread.again].to(total.dtype))
+            of_tokens = total.to(grad.dtype)
         return of_tokens, None
 
 

@@ -6,7 +6,8 @@
     d logprob / d z_v = [v = token] - p_v        d entropy / d z_v = -p_v (log p_v + entropy)
 
 The backward pass computes the pieces of z again and p from the normalizer, the only thing that is kept of them.
-Sums are in float32 or better, whatever precision the matrix products have.
+Sums are in float32 or better, whatever precision the factors of matrix products have; a CPU, though, rounds the product
+of each piece to that of its factors.
 """
 
 from __future__ import annotations
@@ -78,8 +79,15 @@ def _pieces(n: int, vocabulary: int, device: torch.device) -> Iterator[tuple[sli
         yield slice(j, min(j + v, vocabulary)), of_tokens
 
 
+def _product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:
+    """A @ b in `wide`."""
+    if a.is_cuda and a.dtype in (torch.float16, torch.bfloat16):
+        return torch.mm(a, b, out_dtype=torch.float32).to(wide)
+    return (a @ b).to(wide)
+
+
 def _logits(scaled: Tensor, weight: Tensor, bias: Tensor | None, inverse: Tensor, wide: torch.dtype) -> Tensor:
-    z = (scaled @ weight.T).to(wide)
+    z = _product(scaled, weight.T, wide)
     return z if bias is None else z.addr_(inverse, bias.to(wide))
 
 
@@ -88,7 +96,7 @@ def _add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == to.dtype:
         to.addmm_(a, b)
     else:
-        to.add_(a @ b)
+        to.add_(_product(a, b, to.dtype))
 
 
 def _first(

@@ -8,7 +8,7 @@ spread  that row as attention wants it: every trajectory whole, in blocks of lik
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ Int64Array = npt.NDArray[np.int64]
 TokenIds = npt.NDArray[np.int32]
 
 SLACK = 16  # tokens by which the trajectories of one block of attention may differ
+PLACES = 4  # of attention for each token of the budget: every trajectory takes as many as it is long
 
 
 class Size(NamedTuple):
@@ -57,28 +58,44 @@ class Placed(NamedTuple):
 
 @dataclass
 class _Pack:
-    room: int
-    members: list[int]
-    prompts: set[Hashable]
+    room: int  # tokens
+    places: int  # left
+    members: list[int] = field(default_factory=list)
+    prompts: set[Hashable] = field(default_factory=set)
+
+    def new_tokens(self, size: Size) -> int:
+        """What this one would add to the row."""
+        return size.own if size.shared in self.prompts else size.tokens
+
+    def holds(self, size: Size) -> bool:
+        """Whether there is room for it."""
+        return self.room >= self.new_tokens(size) and self.places >= size.tokens
+
+    def add(self, i: int, size: Size) -> None:
+        """Takes it in."""
+        self.room -= self.new_tokens(size)
+        self.places -= size.tokens
+        self.members.append(i)
+        self.prompts.add(size.shared)
 
 
 def pack(sizes: Sequence[Size], budget: int) -> list[list[int]]:
     """Indices of trajectories in packs of at most `budget` tokens, in which every prompt counts once.
 
     The longest first, each into the pack that has its prompt, else into the one with the least room that is enough
-    (best fit decreasing). One that is longer than the budget goes alone.
+    (best fit decreasing). Attention gathers a prompt for each trajectory: so those of a pack, prompts included, have
+    PLACES times the budget together at most. One that is longer than the budget goes alone.
     """
     packs: list[_Pack] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i].tokens, i)):
         size = sizes[i]
-        known = [p for p in packs if size.shared in p.prompts and p.room >= size.own]
-        chosen = min(known or [p for p in packs if p.room >= size.tokens], key=lambda p: p.room, default=None)
+        fit = [p for p in packs if p.holds(size)]
+        known = [p for p in fit if size.shared in p.prompts]
+        chosen = min(known or fit, key=lambda p: p.room, default=None)
         if chosen is None:
-            chosen = _Pack(budget, [], set())
+            chosen = _Pack(budget, PLACES * budget)
             packs.append(chosen)
-        chosen.room -= size.own if size.shared in chosen.prompts else size.tokens
-        chosen.members.append(i)
-        chosen.prompts.add(size.shared)
+        chosen.add(i, size)
     return [p.members for p in packs]
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import learner.head
-from learner.head import TokenOutputs, token_outputs
+from learner.head import TokenOutputs, _add_product, _logits, token_outputs
 
 N, D, V = 23, 6, 31
 
@@ -99,6 +100,28 @@ def test_sums_are_wider_than_the_matrix_products() -> None:
     one, other = (gradients(outputs.logprobs.sum(), given)[1] for outputs in (found, exact))
     assert one.dtype == torch.float32
     assert 0 < (one - other).norm() < 0.02 * other.norm()
+
+
+class Products(TorchDispatchMode):
+    """The precision that every matrix product comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        if func.overloadpacket is torch.ops.aten.mm:
+            self.dtypes.append(result.dtype)
+        return result
+
+
+def test_cuda_rounds_neither_logits_nor_their_gradients() -> None:
+    with FakeTensorMode(), Products() as seen:  # shapes and precisions of CUDA, wherever this runs
+        narrow, weight = (torch.empty(n, D, dtype=torch.bfloat16, device="cuda") for n in (N, V))
+        z = _logits(narrow, weight, None, torch.empty(N, device="cuda"), torch.float32)
+        _add_product(torch.empty(N, D, device="cuda"), z.bfloat16(), weight)
+    assert seen.dtypes == [torch.float32] * 2
 
 
 class Largest(TorchDispatchMode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from learner.attention import attend
-from learner.packing import Packed, Size, pack, packed, place, spread
+import learner.attention
+from learner.attention import attend, varlen
+from learner.packing import PLACES, Packed, Size, pack, packed, place, spread
 from shared.errors import ConfigError
 from tests.learner.test_head import Largest
 
@@ -30,9 +33,15 @@ def test_packs_hold_each_trajectory_once_within_the_budget(sizes: list[Size], bu
     assert sorted(itertools.chain(*packs)) == list(range(len(sizes)))
     for members in packs:
         assert tokens_of(sizes, members) <= budget or len(members) == 1
+        assert sum(sizes[i].tokens for i in members) <= PLACES * budget or len(members) == 1
     assert [tokens_of(sizes, m) for m in packs] == [
         max(one.own_at + one.own for one in place([sizes[i] for i in m])) or 6 for m in packs
     ]
+
+
+def test_a_long_prompt_that_many_share_is_not_gathered_for_all_of_them_at_once() -> None:
+    packs = pack([Size("long", 8192, 100)] * 64, 16_384)
+    assert [len(members) for members in packs] == [PLACES * 16_384 // 8292] * 9 + [1]
 
 
 def test_skewed_lengths_fill_nearly_every_pack() -> None:
@@ -94,6 +103,48 @@ def test_attention_and_its_gradient_are_those_of_each_trajectory_by_itself(
     gradients = [torch.autograd.grad((weight * output).sum(), states) for output in (found, expected)]
     for one_gradient, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one_gradient, other, rtol=1e-11, atol=1e-12)
+
+
+def test_attention_has_the_precision_of_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def noted(device: torch.device, dtype: torch.dtype) -> bool:
+        asked.append(dtype)
+        return varlen(device, dtype)
+
+    monkeypatch.setattr(learner.attention, "varlen", noted)
+    row = row_of(ROWS["uneven"])
+    states = [torch.randn(1, heads, len(row.ids), 8, requires_grad=True) for heads in (4, 2, 2)]
+    query, key, value = states
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attend(None, query, key, value.bfloat16(), None, spread=row.spread)
+    assert [*asked, found.dtype] == [torch.bfloat16] * 2, "norms and rotary positions leave float32"
+    assert {t.dtype for t in torch.autograd.grad(found.float().sum(), states)} == {torch.float32}
+
+
+class Sums(TorchDispatchMode):
+    """What index_add_ adds to: CUDA rounds each addition to its precision, a CPU the last one only."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index_add_.default:
+            self.dtypes.append(args[0].dtype)
+        return func(*args, **kwargs or {})
+
+
+def test_a_shared_prompt_s_gradient_is_summed_in_float32() -> None:
+    row = row_of([(0, 1, 1)] * 1022)  # each second token takes half of its value from the prompt
+    states = torch.zeros(1, 1, len(row.ids), 8, dtype=torch.bfloat16)
+    value = states.clone().requires_grad_()
+    found, _ = attend(None, states, states, value, None, spread=row.spread)
+    with Sums() as seen:
+        [gradient] = torch.autograd.grad(found.sum(), value)
+    assert gradient.dtype == torch.bfloat16
+    assert gradient[0, 0, 0].tolist() == [1 + 1022 / 2] * 8
+    assert seen.dtypes == [torch.float32]
 
 
 def test_a_sliding_window_looks_back_only_so_far() -> None:
