@@ -104,6 +104,11 @@ class Feed:
     listeners: set[asyncio.Queue[Message | None]] = field(default_factory=set)
     task: asyncio.Task[None] | None = None
 
+    def tell(self, messages: list[Message]) -> None:
+        """Messages for everybody who listens."""
+        for queue in list(self.listeners):
+            give(queue, messages)
+
 
 class Live:
     """Every feed of one process. All of it runs on the event loop, but for the looks at Redis."""
@@ -178,9 +183,8 @@ class Live:
             await asyncio.sleep(LOOK_S)
             with suppress(StreamError, ValidationError):
                 messages, feed.place = await asyncio.to_thread(news, feed.run, feed.place, PAGE)
-                messages += await self._new_status(feed)
-                for queue in list(feed.listeners):
-                    give(queue, messages)
+                feed.tell(messages)  # first: these are read once, and the status may be unreadable
+                feed.tell(await self._new_status(feed))
 
     async def _new_status(self, feed: Feed) -> list[Message]:
         """The status where it has changed; that of a thousand servers is half a megabyte, and comes less often."""

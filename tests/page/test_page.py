@@ -182,6 +182,17 @@ def test_where_no_stream_comes_through_it_asks(stack: Stack, open_page: Callable
     expect(page.locator("#steps")).to_contain_text(f"step {number} ")
 
 
+def test_where_too_many_listen_it_asks_until_a_place_is_free(stack: Stack, open_page: Callable[..., Page]) -> None:
+    run.beat(stack.control, newest(stack))
+    page = open_page("about:blank", expected="503")
+    full = {"status": 503, "headers": {"Retry-After": "1"}, "json": {"detail": "too many listen"}}
+    page.route("**/v1/live", lambda route: route.fulfill(**full))
+    page.goto(stack.plane.address)
+    expect(page.locator("#link")).to_have_text("asking every 2 s")
+    page.unroute("**/v1/live")
+    expect(page.locator("#link")).to_have_text("live")
+
+
 def test_pause_and_resume(stack: Stack, open_page: Callable[..., Page]) -> None:
     page = live(stack, open_page)
     page.get_by_role("button", name="Pause").click()

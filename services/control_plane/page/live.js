@@ -8,14 +8,13 @@ const POLL_MS = 2_000, LONGEST_MS = 8_000, STREAM_AGAIN_MS = 60_000;
 const rest = (ms) => new Promise((done) => setTimeout(done, ms));
 
 export async function follow(told) {  // told: {fresh, status, step, event, connection, closed}
-  let lastId = "", failures = 0, streamAfter = 0;
+  let lastId = "", failures = 0;
   for (;;) {
     try {
       await told.fresh();
-      const streams = Date.now() >= streamAfter;
       failures = 0;
-      if (streams && !await stream(told, lastId, (id) => { lastId = id; })) streamAfter = Date.now() + STREAM_AGAIN_MS;
-      else if (!streams) await poll(told, streamAfter);
+      const pause = await stream(told, lastId, (id) => { lastId = id; });
+      await poll(told, Date.now() + pause);
     } catch (error) {
       if (error.code === 401) {
         await told.closed();
@@ -28,13 +27,14 @@ export async function follow(told) {  // told: {fresh, status, step, event, conn
   }
 }
 
-async function stream(told, lastId, remember) {  // false where there is no stream to be had
+async function stream(told, lastId, remember) {  // milliseconds after which to try again, where there is no stream to be had
   const stop = new AbortController();
   let guard = setTimeout(() => stop.abort(), FIRST_MS), heard = false;
   try {
     const answer = await request("v1/live", {signal: stop.signal, headers: lastId ? {"Last-Event-ID": lastId} : {}});
     if (answer.status === 401) throw Object.assign(new Error("closed"), {code: 401});
-    if (answer.status === 404 || answer.status === 501 || !answer.body) return false;
+    if (answer.status === 404 || answer.status === 501 || !answer.body) return STREAM_AGAIN_MS;
+    if (answer.status === 503) return 1000 * answer.headers.get("Retry-After") || STREAM_AGAIN_MS;  // too many listen
     if (!answer.ok) throw Object.assign(new Error((await answer.json()).detail), {answered: true});
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
@@ -51,7 +51,7 @@ async function stream(told, lastId, remember) {  // false where there is no stre
     }
   } catch (error) {
     if (heard || !stop.signal.aborted) throw error;
-    return false;
+    return STREAM_AGAIN_MS;
   } finally {
     clearTimeout(guard);
     stop.abort();

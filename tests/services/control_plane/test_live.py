@@ -68,7 +68,9 @@ def listening(address: str, last: str = "") -> Iterator[Iterator[Event]]:
 
 def events(answer: httpx.Response) -> Iterator[Event]:
     name = kind = ""
+    ends = time.monotonic() + 20
     for line in answer.iter_lines():
+        assert time.monotonic() < ends, "nothing but comments"
         field, _, value = line.partition(": ")
         if field == "id":
             name = value
@@ -119,6 +121,17 @@ def test_it_goes_on_after_the_last_one_heard_on_any_replica(
             elif kind == "event":
                 told_events.append(data["kind"])
     assert (steps, told_events) == (list(range(2, 2 + 3 * live.PAGE)), ["second"])
+
+
+def test_steps_are_told_while_the_status_cannot_be_read(
+    server: tuple[str, Server], client: Client, keys: Keys, control: ControlState
+) -> None:
+    with listening(server[0]) as told:
+        next(told)
+        client.set(keys.evaluation_results, "no hash")
+        for number in range(1, 4):
+            control.add_history(step(number))
+            assert until(told, "step")[2]["step"] == number
 
 
 def test_a_silence_is_filled_with_comments(server: tuple[str, Server], monkeypatch: pytest.MonkeyPatch) -> None:
