@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 
 from services.control_plane import schemas
 from services.control_plane.resources import LOOK, Run, There
-from shared.errors import StreamError
+from services.rounds import Rounds
 from shared.history import History
 
 LOOK_S = 1.0
@@ -79,6 +79,8 @@ def news(run: Run, place: Place, count: int) -> tuple[list[Message], Place]:
     found = []
     for name, row in History(run.client, run.keys).after(place.row, count):
         place = replace(place, row=name)
+        if not row:
+            continue
         with suppress(ValidationError):  # of another release
             found.append(Message("step", schemas.Step.model_validate(row).model_dump_json(), place))
     events, last = run.control.events_from(place.event, count)
@@ -178,10 +180,11 @@ class Live:
             feed.task.cancel()
 
     async def _follow(self, feed: Feed) -> None:
-        """Looks once a second, for as long as anybody listens; Redis may be away."""
+        """Looks once a second, for as long as anybody listens, whatever it meets."""
+        rounds = Rounds("a look for the live stream")
         while True:
             await asyncio.sleep(LOOK_S)
-            with suppress(StreamError, ValidationError):
+            with rounds:
                 messages, feed.place = await asyncio.to_thread(news, feed.run, feed.place, PAGE)
                 feed.tell(messages)  # first: these are read once, and the status may be unreadable
                 feed.tell(await self._new_status(feed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import httpx
 import pytest
 import uvicorn
 
-from services.control_plane import live
+from services.control_plane import app, live
 from services.control_plane.app import create_app
 from services.control_plane.server import Server
 from shared.config import Config
@@ -132,6 +132,39 @@ def test_steps_are_told_while_the_status_cannot_be_read(
         for number in range(1, 4):
             control.add_history(step(number))
             assert until(told, "step")[2]["step"] == number
+
+
+def test_a_damaged_row_does_not_end_what_comes_after_it(
+    server: tuple[str, Server], client: Client, keys: Keys, control: ControlState
+) -> None:
+    with listening(server[0]) as told:
+        next(told)
+        client.xadd(keys.history, {"row": b"{"})
+        for number in range(1, 4):
+            control.add_history(step(number))
+            assert until(told, "step")[2]["step"] == number
+
+
+def test_a_sample_that_fails_is_not_the_last(
+    config: Config,
+    client: Client,
+    keys: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(app, "SLOT_S", 0.02)
+    client.hset(keys.fleet, "slot", "no number")
+    with serving(config):
+        eventually(lambda: "a sample of the rollout servers failed" in caplog.text)
+        client.hdel(keys.fleet, "slot")
+        eventually(lambda: client.hget(keys.fleet, "slot") is not None)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
 
 
 def test_a_silence_is_filled_with_comments(server: tuple[str, Server], monkeypatch: pytest.MonkeyPatch) -> None:
