@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +17,7 @@ import uvicorn
 
 from services.control_plane import app, live
 from services.control_plane.app import create_app
+from services.control_plane.resources import Run
 from services.control_plane.server import Server
 from shared.config import Config
 from shared.control import ControlState
@@ -186,6 +189,38 @@ def test_one_too_many_is_told_when_to_come_back(server: tuple[str, Server], monk
             if again.status_code == 200:
                 break
         assert time.monotonic() < ends, "a place that became free is not given again"
+
+
+def test_one_that_does_not_read_loses_its_place(server: tuple[str, Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MAX_LISTENERS", 1)
+    monkeypatch.setattr(live, "STALLED_S", 0.1)
+    monkeypatch.setattr(live, "RETRY_MS", "0" * 2**24)  # more than the sockets on the way hold
+    address = httpx.URL(server[0])
+    with socket.create_connection((address.host, address.port or 0)) as deaf:
+        deaf.sendall(b"GET /v1/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in deaf.recv(32)
+        eventually(lambda: is_let_in(server[0]))
+
+
+def is_let_in(address: str) -> bool:
+    with httpx.stream("GET", f"{address}/v1/live", timeout=20) as answer:
+        return answer.status_code == 200
+
+
+def test_those_who_come_at_once_are_counted(server: tuple[str, Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MAX_LISTENERS", 1)
+    newest, both = live.newest, threading.Event()
+
+    def slow(run: Run) -> live.Place:
+        assert both.wait(20)
+        return newest(run)
+
+    monkeypatch.setattr(live, "newest", slow)
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(is_let_in, server[0]) for _ in range(2)]
+        wait(asked, timeout=20, return_when=FIRST_COMPLETED)
+        both.set()
+        assert sorted(one.result() for one in asked) == [False, True]
 
 
 def test_a_stop_ends_it_at_once(config: Config) -> None:
