@@ -56,10 +56,10 @@ class History:
         return found[0][0].decode() if found else "0-0"
 
     def after(self, entry_id: str, count: int) -> list[tuple[str, Row]]:
-        """The oldest rows after an entry, with the ids of theirs."""
+        """The oldest rows after an entry, with the ids of theirs; empty where one cannot be read."""
         with translated():
             entries = self._client.xrange(self._keys.history, min=f"({entry_id}", count=count)
-        return [(name.decode(), json.loads(fields[b"row"])) for name, fields in entries]
+        return [(name.decode(), _readable(fields.get(b"row", b""))) for name, fields in entries]
 
     def rewind(self, step: int, epoch: int) -> int:
         """Takes back all beyond a step, in a restore: what is done again is not counted twice. Returns how many rows.
@@ -90,3 +90,11 @@ class History:
                 return
             yield from (json.loads(fields[b"row"]) for _, fields in page)
             end = f"({page[-1][0].decode()}"
+
+
+def _readable(raw: bytes) -> Row:
+    try:
+        row = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}

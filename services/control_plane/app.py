@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -33,10 +33,10 @@ from services.control_plane.resources import BY, LOOK, OPERATE, Here, Resources,
 from services.control_plane.runs import add_runs
 from services.control_plane.series import add_series
 from services.control_plane.servers import add_servers
+from services.rounds import Rounds
 from services.sampler import SLOT_S, Sampler
 from services.status import read_status
 from shared.config import Config
-from shared.errors import StreamError
 from shared.keys import Keys
 from shared.metrics import ControlPlaneMetrics
 from shared.redis_client import connect, server_version
@@ -148,8 +148,9 @@ def _add_api(app: FastAPI) -> None:
 
 async def _sample(sampler: Sampler) -> None:
     """Takes its turn for as long as the application runs; what Redis does not answer now is the next turn's."""
+    rounds = Rounds("a sample of the rollout servers")
     while True:
-        with suppress(StreamError):
+        with rounds:
             await asyncio.to_thread(sampler.sample)
         await asyncio.sleep(SLOT_S / 2)
 

@@ -13,24 +13,27 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Message as Part
+from starlette.types import Send
 
 from services.control_plane import schemas
 from services.control_plane.resources import LOOK, Run, There
-from shared.errors import StreamError
+from services.rounds import Rounds
 from shared.history import History
 
 LOOK_S = 1.0
 STATUS_BYTES_PER_S = 100_000  # to each listener
 SILENCE_S = 15.0  # after which a comment shows that the connection lives
+STALLED_S = 30.0  # that a listener may take nothing at all
 MAX_LISTENERS = 64  # of one process
 QUEUE = 256  # messages that a listener may be behind
 PAGE = 100  # rows, and events, in one look
@@ -79,6 +82,8 @@ def news(run: Run, place: Place, count: int) -> tuple[list[Message], Place]:
     found = []
     for name, row in History(run.client, run.keys).after(place.row, count):
         place = replace(place, row=name)
+        if not row:
+            continue
         with suppress(ValidationError):  # of another release
             found.append(Message("step", schemas.Step.model_validate(row).model_dump_json(), place))
     events, last = run.control.events_from(place.event, count)
@@ -93,6 +98,9 @@ def newest(run: Run) -> Place:
     return Place(History(run.client, run.keys).newest_id(), run.control.newest_event_id())
 
 
+Queue = asyncio.Queue[Message | None]  # to one listener; None ends it
+
+
 @dataclass
 class Feed:
     """Those who listen to one run."""
@@ -101,7 +109,7 @@ class Feed:
     place: Place
     status: str = ""  # as it was told last
     status_due: float = 0.0  # monotonic seconds
-    listeners: set[asyncio.Queue[Message | None]] = field(default_factory=set)
+    listeners: set[Queue] = field(default_factory=set)
     task: asyncio.Task[None] | None = None
 
     def tell(self, messages: list[Message]) -> None:
@@ -117,6 +125,7 @@ class Live:
         self._status_of = status_of
         self._feeds: dict[str, Feed] = {}
         self._closed = False
+        self._places = 0  # that are taken
 
     def close(self) -> None:
         """Ends every stream; from the event loop's thread."""
@@ -125,43 +134,42 @@ class Live:
             for queue in feed.listeners:
                 _end(queue)
 
-    @property
-    def listeners(self) -> int:
-        """How many listen now."""
-        return sum(len(feed.listeners) for feed in self._feeds.values())
+    @contextmanager
+    def place(self) -> Iterator[Queue]:
+        """One of the places to listen, until its answer has ended. Raises HTTPException where all are taken."""
+        if self._closed or self._places >= MAX_LISTENERS:
+            text = f"{MAX_LISTENERS} already listen here; close one, or ask /v1/status now and then"
+            raise HTTPException(503, text, headers={"Retry-After": "10"})
+        queue = Queue(QUEUE)
+        self._places += 1
+        try:
+            yield queue
+        finally:
+            self._places -= 1
+            self._leave(queue)
 
-    async def listen(self, run: Run, since: Place | None, now: tuple[Place, str]) -> AsyncIterator[bytes]:
+    async def listen(self, run: Run, queue: Queue, since: Place | None, now: tuple[Place, str]) -> AsyncIterator[bytes]:
         """The events of a run from a place on, else from now on, which is what `look` has found."""
-        queue: asyncio.Queue[Message | None] = asyncio.Queue(QUEUE)
         feed = self._join(run, queue, now)
         heard = now[0] if since is None else since
-        try:
-            yield f"retry: {RETRY_MS}\n\n".encode()
-            yield Message("status", feed.status, heard).encoded()
-            while missed := (await asyncio.to_thread(news, run, heard, PAGE))[0]:
-                for message in missed:
-                    heard = message.place
-                    yield message.encoded()
-            async for said in told(queue):
-                if said is None:
-                    yield b": still here\n\n"
-                elif said.kind == "status" or _is_new(said, heard):
-                    heard = _further(heard, said.place)
-                    yield replace(said, place=heard).encoded()
-        finally:
-            self._leave(run, queue)
+        yield f"retry: {RETRY_MS}\n\n".encode()
+        yield Message("status", feed.status, heard).encoded()
+        while missed := (await asyncio.to_thread(news, run, heard, PAGE))[0]:
+            for message in missed:
+                heard = message.place
+                yield message.encoded()
+        async for said in told(queue):
+            if said is None:
+                yield b": still here\n\n"
+            elif said.kind == "status" or _is_new(said, heard):
+                heard = _further(heard, said.place)
+                yield replace(said, place=heard).encoded()
 
     async def look(self, run: Run) -> tuple[Place, str]:
         """Where one who begins to listen now stands. Raises StreamError."""
         return await asyncio.to_thread(lambda: (newest(run), self._status_of(run)))
 
-    def admit(self) -> None:
-        """Raises HTTPException where one more would be too many."""
-        if self._closed or self.listeners >= MAX_LISTENERS:
-            text = f"{MAX_LISTENERS} already listen here; close one, or ask /v1/status now and then"
-            raise HTTPException(503, text, headers={"Retry-After": "10"})
-
-    def _join(self, run: Run, queue: asyncio.Queue[Message | None], now: tuple[Place, str]) -> Feed:
+    def _join(self, run: Run, queue: Queue, now: tuple[Place, str]) -> Feed:
         feed = self._feeds.setdefault(run.keys.run_id, Feed(run, *now))
         feed.listeners.add(queue)
         if feed.task is None:
@@ -170,18 +178,19 @@ class Live:
             _end(queue)
         return feed
 
-    def _leave(self, run: Run, queue: asyncio.Queue[Message | None]) -> None:
-        feed = self._feeds[run.keys.run_id]
-        feed.listeners.discard(queue)
-        if not feed.listeners and feed.task is not None:
-            del self._feeds[run.keys.run_id]
-            feed.task.cancel()
+    def _leave(self, queue: Queue) -> None:
+        for run_id, feed in list(self._feeds.items()):
+            feed.listeners.discard(queue)
+            if not feed.listeners and feed.task is not None:
+                del self._feeds[run_id]
+                feed.task.cancel()
 
     async def _follow(self, feed: Feed) -> None:
-        """Looks once a second, for as long as anybody listens; Redis may be away."""
+        """Looks once a second, for as long as anybody listens, whatever it meets."""
+        rounds = Rounds("a look for the live stream")
         while True:
             await asyncio.sleep(LOOK_S)
-            with suppress(StreamError, ValidationError):
+            with rounds:
                 messages, feed.place = await asyncio.to_thread(news, feed.run, feed.place, PAGE)
                 feed.tell(messages)  # first: these are read once, and the status may be unreadable
                 feed.tell(await self._new_status(feed))
@@ -199,7 +208,7 @@ class Live:
         return [Message("status", status, feed.place)]
 
 
-def give(queue: asyncio.Queue[Message | None], messages: list[Message]) -> None:
+def give(queue: Queue, messages: list[Message]) -> None:
     """Messages to a listener; one that has not taken the earlier ones is let go."""
     if queue.qsize() + len(messages) >= QUEUE:
         _end(queue)
@@ -208,14 +217,14 @@ def give(queue: asyncio.Queue[Message | None], messages: list[Message]) -> None:
         queue.put_nowait(message)
 
 
-def _end(queue: asyncio.Queue[Message | None]) -> None:
+def _end(queue: Queue) -> None:
     """Lets a listener go: what it has not taken yet it will ask for when it comes back."""
     while not queue.empty():
         queue.get_nowait()
     queue.put_nowait(None)
 
 
-async def told(queue: asyncio.Queue[Message | None]) -> AsyncIterator[Message | None]:
+async def told(queue: Queue) -> AsyncIterator[Message | None]:
     """The queue's messages until it ends; None after a silence."""
     while True:
         try:
@@ -227,6 +236,20 @@ async def told(queue: asyncio.Queue[Message | None]) -> AsyncIterator[Message | 
         if message is None:
             return
         yield message
+
+
+class Stream(StreamingResponse):
+    """An answer that ends where nobody reads it."""
+
+    async def stream_response(self, send: Send) -> None:
+        """Sends, each part within a deadline."""
+
+        async def within(message: Part) -> None:
+            async with asyncio.timeout(STALLED_S):
+                await send(message)
+
+        with suppress(TimeoutError):
+            await super().stream_response(within)
 
 
 def _is_new(message: Message, heard: Place) -> bool:
@@ -255,19 +278,25 @@ DESCRIBED: dict[str, Any] = LOOK | {
 }
 
 
+async def _place(request: Request) -> AsyncIterator[Queue]:
+    hub: Live = request.app.state.live
+    with hub.place() as queue:
+        yield queue
+
+
 def add_live(app: FastAPI) -> None:
     """The route."""
 
     @app.get("/v1/live", tags=["run"], summary="What happens now", response_class=Response, **DESCRIBED)
     async def live(
         there: There,
+        queue: Annotated[Queue, Depends(_place)],
         request: Request,
         last_event_id: Annotated[str | None, Header(max_length=80, description="Goes on after this event.")] = None,
     ) -> Response:
         """Server-sent events, until either side ends it. Read it with fetch(), which can send the token."""
         hub: Live = request.app.state.live
-        hub.admit()
         now = await hub.look(there)
         since = Place.read(last_event_id) if last_event_id else None
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(hub.listen(there, since, now), media_type="text/event-stream", headers=headers)
+        return Stream(hub.listen(there, queue, since, now), media_type="text/event-stream", headers=headers)

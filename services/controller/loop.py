@@ -14,9 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from services.controller.decide import Action, Memory, Seen, decide, setting_of
 from services.controller.evidence import floor_of
 from services.controller.wishes import corrected, fields_of, follow, wanted_by_operator
+from services.rounds import Rounds
 from shared.config import Config
 from shared.control import ControlState
-from shared.errors import StreamError
 from shared.keys import Keys
 from shared.log import Logger
 from shared.redis_client import Client
@@ -41,7 +41,6 @@ class Controller:
         self._log = log
         self._steering = Steering(client, self._keys)
         self._control = ControlState(client, self._keys)
-        self._away = False
         self._ended = Event()
         self._thread = Thread(target=self._run, name="controller", daemon=True)
 
@@ -125,14 +124,10 @@ class Controller:
         return fits and learner.groups_per_publish > learner.groups_per_batch
 
     def _run(self) -> None:
+        rounds = Rounds("a look of the controller")
         while not self._ended.wait(LOOK_S):
-            try:
+            with rounds:
                 self.look()
-                self._away = False
-            except StreamError as error:
-                if not self._away:
-                    self._log.warning("the controller does nothing while Redis does not answer", error=str(error))
-                self._away = True
 
 
 def remembered(state: Mapping[str, Any]) -> Memory:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +15,9 @@ import httpx
 import pytest
 import uvicorn
 
-from services.control_plane import live
+from services.control_plane import app, live
 from services.control_plane.app import create_app
+from services.control_plane.resources import Run
 from services.control_plane.server import Server
 from shared.config import Config
 from shared.control import ControlState
@@ -134,6 +137,39 @@ def test_steps_are_told_while_the_status_cannot_be_read(
             assert until(told, "step")[2]["step"] == number
 
 
+def test_a_damaged_row_does_not_end_what_comes_after_it(
+    server: tuple[str, Server], client: Client, keys: Keys, control: ControlState
+) -> None:
+    with listening(server[0]) as told:
+        next(told)
+        client.xadd(keys.history, {"row": b"{"})
+        for number in range(1, 4):
+            control.add_history(step(number))
+            assert until(told, "step")[2]["step"] == number
+
+
+def test_a_sample_that_fails_is_not_the_last(
+    config: Config,
+    client: Client,
+    keys: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(app, "SLOT_S", 0.02)
+    client.hset(keys.fleet, "slot", "no number")
+    with serving(config):
+        eventually(lambda: "a sample of the rollout servers failed" in caplog.text)
+        client.hdel(keys.fleet, "slot")
+        eventually(lambda: client.hget(keys.fleet, "slot") is not None)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
 def test_a_silence_is_filled_with_comments(server: tuple[str, Server], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "SILENCE_S", 0.05)
     with httpx.stream("GET", f"{server[0]}/v1/live", timeout=20) as answer:
@@ -153,6 +189,38 @@ def test_one_too_many_is_told_when_to_come_back(server: tuple[str, Server], monk
             if again.status_code == 200:
                 break
         assert time.monotonic() < ends, "a place that became free is not given again"
+
+
+def test_one_that_does_not_read_loses_its_place(server: tuple[str, Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MAX_LISTENERS", 1)
+    monkeypatch.setattr(live, "STALLED_S", 0.1)
+    monkeypatch.setattr(live, "RETRY_MS", "0" * 2**24)  # more than the sockets on the way hold
+    address = httpx.URL(server[0])
+    with socket.create_connection((address.host, address.port or 0)) as deaf:
+        deaf.sendall(b"GET /v1/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in deaf.recv(32)
+        eventually(lambda: is_let_in(server[0]))
+
+
+def is_let_in(address: str) -> bool:
+    with httpx.stream("GET", f"{address}/v1/live", timeout=20) as answer:
+        return answer.status_code == 200
+
+
+def test_those_who_come_at_once_are_counted(server: tuple[str, Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MAX_LISTENERS", 1)
+    newest, both = live.newest, threading.Event()
+
+    def slow(run: Run) -> live.Place:
+        assert both.wait(20)
+        return newest(run)
+
+    monkeypatch.setattr(live, "newest", slow)
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(is_let_in, server[0]) for _ in range(2)]
+        wait(asked, timeout=20, return_when=FIRST_COMPLETED)
+        both.set()
+        assert sorted(one.result() for one in asked) == [False, True]
 
 
 def test_a_stop_ends_it_at_once(config: Config) -> None:

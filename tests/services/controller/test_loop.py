@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
 
+from services.controller import loop
 from services.controller.decide import Memory
 from services.controller.loop import Controller, remembered
 from services.controller.wishes import wanted_by_operator
@@ -253,3 +255,24 @@ def test_without_redis_it_does_nothing_and_afterwards_goes_on(
     run.steps([0.8], lag=16)
     run.first.look()
     assert len(run.told()) == 1
+
+
+def test_a_look_that_fails_is_not_the_last(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_S", 0.02)
+    run.client.xadd(run.keys.history, {"row": b"{"})
+    run.first.start()
+    try:
+        eventually(lambda: "a look of the controller failed" in caplog.text)
+        run.steps([0.8, 0.8], lag=16, queue=4)
+        eventually(lambda: run.control.lag_wish().text == b"8")
+    finally:
+        run.first.stop()
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
