@@ -28,6 +28,7 @@ from starlette.types import Send
 from services.control_plane import schemas
 from services.control_plane.resources import LOOK, Run, There
 from services.rounds import Rounds
+from shared.errors import StreamError
 from shared.history import History
 
 LOOK_S = 1.0
@@ -154,7 +155,13 @@ class Live:
         heard = now[0] if since is None else since
         yield f"retry: {RETRY_MS}\n\n".encode()
         yield Message("status", feed.status, heard).encoded()
-        while missed := (await asyncio.to_thread(news, run, heard, PAGE))[0]:
+        while True:
+            try:
+                missed = (await asyncio.to_thread(news, run, heard, PAGE))[0]
+            except StreamError:
+                return  # an end, and no broken answer: what was missed is asked for again, from the same place
+            if not missed:
+                break
             for message in missed:
                 heard = message.place
                 yield message.encoded()

@@ -78,6 +78,10 @@ class Run:
         """All groups so far."""
         return [decode_group(entry.payload) for entry in self.read() if entry.payload]
 
+    def said(self) -> list[dict[str, Any]]:
+        """The events, newest first, but for what the test itself wants of the run."""
+        return [event for event in self.control.events() if event["by"] != "operator"]
+
     def unapplied(self) -> int:
         return backlog(self.client, self.keys).unapplied
 

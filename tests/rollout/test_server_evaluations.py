@@ -150,7 +150,7 @@ async def test_an_evaluation_of_a_version_that_is_refused_is_given_up_and_the_se
         await until(lambda: run.unapplied() == 52, "groups", server)
     assert versions_of(run.groups()) == {0}
     assert run.control.evaluations() == []
-    kinds = [event["kind"] for event in run.control.events()]
+    kinds = [event["kind"] for event in run.said()]
     assert kinds == ["evaluation failed", "version refused"], "once: each try costs a fresh engine"
 
 
@@ -173,7 +173,7 @@ async def test_at_maxmemory_an_evaluation_that_fails_is_given_back_and_the_serve
         run.client.config_set("maxmemory", 0)
         run.control.set_paused(False)
         await until(lambda: run.unapplied() == 8, "groups", server)
-    assert run.control.events() == []
+    assert run.said() == []
     assert run.control.claim_evaluation(1, 9, "another")
 
 

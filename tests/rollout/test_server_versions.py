@@ -169,7 +169,7 @@ async def test_a_version_that_cannot_be_proven_is_refused_and_the_next_one_serve
         await until(lambda: run.unapplied() == 8, "the groups of the next version", server)
         await until(lambda: refused(run) is None, "the refusal to be taken back", server)
     assert versions_of(run.groups()[8:]) == {2}
-    [event] = run.control.events()
+    [event] = run.said()
     assert (event["kind"], event["by"]) == ("version refused", "r0")
     assert "version 1 is not what the engine serves" in event["text"]
 

@@ -89,7 +89,7 @@ const told = {
   event() { plan(); },  // the next status has it
   connection(how, error, seconds) {
     clearInterval(ticking);
-    link(how);
+    link(how, error && error.answered && "no data");  // the control plane is there, what it asks is not
     if (how !== "lost") {
       if (lostAt) plan();
       lostAt = 0;
