@@ -15,7 +15,7 @@ from shared.codec import decode_group
 from shared.config import Config, load_config
 from shared.errors import ConfigError, DecodeError, StreamError
 from shared.keys import Keys
-from shared.letters import DeadLetter, letter, letters, requeue, totals
+from shared.letters import REQUEUED, DeadLetter, letter, letters, requeue, totals
 from shared.redis_client import Client, connect
 from shared.types import Group
 
@@ -83,7 +83,7 @@ def requeue_some(config: Config, ids: Sequence[str], reason: str | None, console
     said = {letter_id: requeue(client, keys, letter_id) for letter_id in wanted}
     for letter_id, answer in said.items():
         console.print(Text(f"{plain(letter_id)}: {plain(answer)}"), soft_wrap=True)
-    return all(answer == "requeued" for answer in said.values())
+    return all(answer == REQUEUED for answer in said.values())
 
 
 def plain(text: str) -> str:

@@ -21,6 +21,7 @@ from services.control_plane.resources import Run
 from services.control_plane.server import Server
 from shared.config import Config
 from shared.control import ControlState
+from shared.errors import StreamError
 from shared.keys import Keys
 from shared.redis_client import Client
 from tests.conftest import free_port
@@ -135,6 +136,17 @@ def test_steps_are_told_while_the_status_cannot_be_read(
         for number in range(1, 4):
             control.add_history(step(number))
             assert until(told, "step")[2]["step"] == number
+
+
+def test_a_stream_that_cannot_catch_up_ends_and_does_not_break(
+    server: tuple[str, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise StreamError("Redis is away")
+
+    monkeypatch.setattr(live, "news", away)
+    with listening(server[0]) as told:
+        assert [kind for _, kind, _ in told] == ["status"]
 
 
 def test_a_damaged_row_does_not_end_what_comes_after_it(
